@@ -1,0 +1,54 @@
+/** Time as the rest of the code may know it; tests and the simulation bring their own. */
+export interface Clock {
+  /** Milliseconds on a clock that never jumps (fractions allowed). Leases and deadlines use only this one. */
+  monotonic(): number;
+  /** Milliseconds since 1970. For what people read; never for a decision about ownership. */
+  wall(): number;
+}
+
+export interface Timer {
+  cancel(): void;
+}
+
+export interface Timers {
+  /** Runs `action` once after `ms` milliseconds. */
+  after(ms: number, action: () => void): Timer;
+  /** Resolves after `ms` milliseconds, or at once when `signal` aborts. Never rejects. */
+  sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}
+
+export interface Time extends Clock, Timers {}
+
+export const systemTime: Time = {
+  monotonic: () => performance.now(),
+  wall: () => Date.now(),
+  after(ms, action) {
+    const handle = setTimeout(action, ms);
+    return { cancel: () => clearTimeout(handle) };
+  },
+  sleep(ms, signal) {
+    if (signal?.aborted) return Promise.resolve();
+    return new Promise((resolve) => {
+      const done = (): void => {
+        clearTimeout(handle);
+        signal?.removeEventListener("abort", done);
+        resolve();
+      };
+      const handle = setTimeout(done, ms);
+      signal?.addEventListener("abort", done, { once: true });
+    });
+  },
+};
+
+/** Resolves with the promise's value, or with `otherwise` after `ms`; the promise's own failure is passed on. */
+export async function within<T, O>(time: Timers, ms: number, promise: Promise<T>, otherwise: O): Promise<T | O> {
+  let timer: Timer | undefined;
+  const late = new Promise<O>((resolve) => {
+    timer = time.after(Math.max(0, ms), () => resolve(otherwise));
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    timer?.cancel();
+  }
+}
