@@ -2,7 +2,17 @@
 // Transpiles every TypeScript file to .build/ (one file to one file, with source maps); fast enough to run before each start.
 // Types are checked by `npm run typecheck`, not here.
 import { build } from "esbuild";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, renameSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  renameSync,
+} from "node:fs";
 import { createHash } from "node:crypto";
 import path from "node:path";
 import process from "node:process";
@@ -19,7 +29,8 @@ const files = folders.flatMap((folder) =>
     : [],
 );
 const stamp = createHash("sha256");
-for (const file of [...files].sort()) stamp.update(`${path.relative(root, file)} ${statSync(file).mtimeMs} ${statSync(file).size}\n`);
+for (const file of [...files].sort())
+  stamp.update(`${path.relative(root, file)} ${statSync(file).mtimeMs} ${statSync(file).size}\n`);
 const digest = stamp.digest("hex");
 const stampFile = path.join(out, "stamp");
 if (process.argv.includes("--force") || !existsSync(stampFile) || readFileSync(stampFile, "utf8") !== digest) {
@@ -50,7 +61,9 @@ if (process.argv.includes("--force") || !existsSync(stampFile) || readFileSync(s
       cpSync(file, to);
     }
     // A test whose source is gone must not run again.
-    const wanted = new Set(files.filter((file) => file.endsWith(".ts")).map((file) => path.relative(root, file).replace(/\.ts$/, ".js")));
+    const wanted = new Set(
+      files.filter((file) => file.endsWith(".ts")).map((file) => path.relative(root, file).replace(/\.ts$/, ".js")),
+    );
     for (const entry of readdirSync(out, { recursive: true, withFileTypes: true })) {
       const name = path.relative(out, path.join(entry.parentPath ?? entry.path, entry.name));
       if (entry.isFile() && name.endsWith(".js") && !wanted.has(name)) rmSync(path.join(out, name), { force: true });

@@ -1,0 +1,297 @@
+import { execFile } from "node:child_process";
+import { existsSync, rmSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { promisify } from "node:util";
+import { FatalError } from "../errors.js";
+import { mainProgram } from "./checkout.js";
+import { nodeEnvironment, requireMainProgram } from "./hothot-node.js";
+import { Links, type LinkState } from "./links.js";
+import { holdPort, PortPlan, requireFree } from "./ports.js";
+import {
+  changedStack,
+  newStack,
+  readStackFile,
+  requireRoom,
+  writeStackFile,
+  type StackFile,
+  type StackOptions,
+} from "./stack-file.js";
+import { allOf, StackSite, type SitePids } from "./stack-site.js";
+import { until } from "./wait.js";
+
+export type Say = (text: string) => void;
+
+/** Milliseconds that a command waits for another one on the same stack. */
+const commandWaitMs = 120_000;
+/** Milliseconds that a start may take until every datacenter serves. */
+const readyMs = 90_000;
+
+/** A whole group on this machine: every site with its servers and hothot processes, in one folder. Processes outlive the command. */
+export class LocalStack {
+  readonly dir: string;
+  #file: StackFile;
+
+  private constructor(dir: string, file: StackFile) {
+    this.dir = dir;
+    this.#file = file;
+  }
+
+  /** The stack in `dir`, running or not. @throws FatalError no_stack */
+  static open(dir: string): LocalStack {
+    const stack = LocalStack.find(dir);
+    if (stack === undefined)
+      throw new FatalError(
+        "no_stack",
+        `There is no stack in ${dir}.`,
+        "Start one with `hothot up`, or name its folder with --dir.",
+      );
+    return stack;
+  }
+
+  static find(dir: string): LocalStack | undefined {
+    const full = path.resolve(dir);
+    const file = readStackFile(full);
+    return file === undefined ? undefined : new LocalStack(full, file);
+  }
+
+  /**
+   * Starts what does not run of the stack in `dir`, which is made when there is none, and waits until every datacenter serves.
+   * @throws FatalError with the way out
+   */
+  static async up(dir: string, options: StackOptions, say: Say = () => undefined): Promise<LocalStack> {
+    const full = path.resolve(dir);
+    const before = readStackFile(full);
+    const wanted = before === undefined ? newStack(options) : changedStack(full, before, options);
+    requireRoom(full);
+    const stack = new LocalStack(full, before ?? wanted);
+    await stack.#exclusively(say, async () => {
+      if (before !== undefined && stack.isRunning() && !same(before, wanted)) {
+        throw new FatalError(
+          "stack_running",
+          `The stack in ${full} runs with other options.`,
+          "Stop it first (`hothot down`), or leave the options out.",
+        );
+      }
+      stack.#file = wanted;
+      await stack.#startAll(say);
+    });
+    return stack;
+  }
+
+  get file(): StackFile {
+    return this.#file;
+  }
+
+  get sites(): StackSite[] {
+    const links = this.links;
+    return this.#file.sites.map((entry) => new StackSite(this.dir, this.#file, entry, links));
+  }
+
+  get datacenters(): StackSite[] {
+    return this.sites.filter((site) => site.entry.kind === "datacenter");
+  }
+
+  /** @throws FatalError no_such_site */
+  site(name: string): StackSite {
+    const found = this.sites.find((site) => site.name === name);
+    if (found !== undefined) return found;
+    throw new FatalError(
+      "no_such_site",
+      `There is no site ${name}.`,
+      `The sites are ${this.#file.sites.map((site) => site.name).join(", ")}.`,
+    );
+  }
+
+  /** The proxies between the sites, of a stack that has them. */
+  get links(): Links | undefined {
+    const { rttMs, portBase, password, sites } = this.#file;
+    return rttMs === null
+      ? undefined
+      : new Links({ dir: this.dir, ports: new PortPlan(portBase), rttMs, token: password, sites });
+  }
+
+  /** HTTP of a datacenter's first node. */
+  url(datacenter: string): string {
+    return this.site(datacenter).nodes[0]?.url ?? "";
+  }
+
+  pids(site: string): SitePids {
+    return this.site(site).pids();
+  }
+
+  /** Whether any of its processes lives. */
+  isRunning(): boolean {
+    return this.links?.process() !== undefined || this.sites.some((site) => site.processes().length > 0);
+  }
+
+  /** Whether all of its processes live. */
+  isWhole(): boolean {
+    return (
+      this.sites.every((site) => site.portsToTake().length === 0) &&
+      (this.#file.rttMs === null || this.links?.process() !== undefined)
+    );
+  }
+
+  /** Not stopped by `down`: what is dead crashed. */
+  isUp(): boolean {
+    return existsSync(this.#upMark);
+  }
+
+  /** Stops everything in order: nodes, then servers, then the links. */
+  async down(say: Say = () => undefined): Promise<void> {
+    await this.#exclusively(say, async () => {
+      rmSync(this.#upMark, { force: true });
+      const sites = this.sites;
+      // A stopped process can't end.
+      for (const site of sites) site.signal("SIGCONT");
+      await allOf(sites.map((site) => site.stopNodes()));
+      await allOf(sites.map((site) => site.stopServers()));
+      await this.links?.stop();
+    });
+  }
+
+  /** SIGKILL to everything of the site at once. */
+  async crash(site: string): Promise<void> {
+    await this.site(site).crash();
+  }
+
+  /** SIGSTOP to everything of the site. */
+  pause(site: string): void {
+    this.site(site).signal("SIGSTOP");
+  }
+
+  resume(site: string): void {
+    this.site(site).signal("SIGCONT");
+  }
+
+  /** Starts what is dead of the site, and waits until its processes answer (not until the site has caught up). */
+  async restart(name: string, say: Say = () => undefined): Promise<void> {
+    const site = this.site(name);
+    await this.#exclusively(say, async () => {
+      site.signal("SIGCONT");
+      await requireFree(site.portsToTake());
+      await this.links?.start();
+      await site.startServers();
+      await site.startNodes();
+      await allOf(site.nodes.map((node) => node.wait("livez", 30_000)));
+    });
+  }
+
+  /** Cuts all links of `a`, or the one between `a` and `b`. @throws FatalError no_links */
+  cut(a: string, b?: string): Promise<LinkState[]> {
+    return this.#requireLinks().cut(a, b);
+  }
+
+  heal(a: string, b?: string): Promise<LinkState[]> {
+    return this.#requireLinks().heal(a, b);
+  }
+
+  get #upMark(): string {
+    return path.join(this.dir, "up");
+  }
+
+  async #startAll(say: Say): Promise<void> {
+    requireMainProgram();
+    const sites = this.sites;
+    const links = this.links;
+    for (const site of sites) site.signal("SIGCONT");
+    await requireFree([
+      ...(links !== undefined && links.process() === undefined ? links.portsUsed() : []),
+      ...sites.flatMap((site) => site.portsToTake()),
+    ]);
+    writeStackFile(this.dir, this.#file);
+    writeFileSync(this.#upMark, "");
+    say("starting PostgreSQL and NATS ...");
+    await links?.start();
+    await allOf(sites.map((site) => site.startServers()));
+    if (!this.#file.initialised) {
+      say("creating the group's log ...");
+      await this.#initialise();
+      this.#file = { ...this.#file, initialised: true };
+      writeStackFile(this.dir, this.#file);
+    }
+    say("starting hothot ...");
+    await allOf(sites.map((site) => site.startNodes()));
+    await allOf(this.datacenters.flatMap((site) => site.nodes.map((node) => node.wait("readyz", readyMs))));
+  }
+
+  async #initialise(): Promise<void> {
+    const { shards, partitions, sites } = this.#file;
+    const first = this.datacenters[0];
+    if (first === undefined) return;
+    const names = sites.filter((site) => site.kind === "datacenter").map((site) => site.name);
+    const witness = sites.find((site) => site.kind === "witness")?.name;
+    const args = [
+      "init",
+      "--sites",
+      names.join(","),
+      ...(witness === undefined ? [] : ["--witness", witness]),
+      "--shards",
+      String(shards),
+    ];
+    if (partitions !== null) args.push("--partitions", String(partitions));
+    try {
+      const run = promisify(execFile)(process.execPath, ["--enable-source-maps", mainProgram, ...args], {
+        cwd: "/",
+        env: nodeEnvironment(first.settings(1)),
+        timeout: 120_000,
+      });
+      run.child.stdin?.end();
+      await run;
+    } catch (error) {
+      const { stdout = "", stderr = "" } = error as { stdout?: string; stderr?: string };
+      const said = `${stdout}${stderr}`.trimEnd().split("\n").slice(-8).join("\n");
+      throw new FatalError(
+        "init_failed",
+        `The group's log could not be created:\n${said}`,
+        `See ${path.join(this.dir, "*", "nats.log")}; \`hothot up\` tries again.`,
+        error,
+      );
+    }
+  }
+
+  /** One command at a time starts or stops parts of a stack; a bound port says so, which no crash leaves behind. */
+  async #exclusively(say: Say, action: () => Promise<void>): Promise<void> {
+    const port = new PortPlan(this.#file.portBase).command;
+    let told = false;
+    const held = await until(
+      async () => {
+        const server = await holdPort(port);
+        if (server === undefined && !told)
+          say(`another command on this stack is under way (port ${port} is taken); waiting for it ...`);
+        told = true;
+        return server;
+      },
+      commandWaitMs,
+      100,
+    );
+    if (held === undefined) {
+      throw new FatalError(
+        "port_in_use",
+        `Port ${port} stays in use: by another command on this stack, or by another program.`,
+        "End it, or start with another --port-base.",
+      );
+    }
+    try {
+      await action();
+    } finally {
+      await new Promise((resolve) => held.close(resolve));
+    }
+  }
+
+  #requireLinks(): Links {
+    const links = this.links;
+    if (links === undefined)
+      throw new FatalError(
+        "no_links",
+        "This stack has no proxies on its links, so they can't be cut.",
+        "Start it with `--rtt 0` (after `hothot down`).",
+      );
+    return links;
+  }
+}
+
+function same(a: StackFile, b: StackFile): boolean {
+  const known = (file: StackFile): string => JSON.stringify(Object.entries(file).sort(([x], [y]) => (x < y ? -1 : 1)));
+  return known(a) === known(b);
+}

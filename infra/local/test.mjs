@@ -1,0 +1,81 @@
+#!/usr/bin/env node
+// `npm test`: types, lint and format, then every test in one run of node's test runner, whose summary is the last of the output.
+// `npm test -- TEXT` runs only the test files whose path contains TEXT, without the other checks.
+import { spawn } from "node:child_process";
+import { readdirSync } from "node:fs";
+import path from "node:path";
+import process from "node:process";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const bin = (name) => path.join(root, "node_modules", name);
+const wanted = process.argv.slice(2);
+
+const checks = [
+  ["types", bin("typescript/bin/tsc"), ["--noEmit", "-p", "tsconfig.json"]],
+  ["lint", bin("eslint/bin/eslint.js"), ["."]],
+  ["format", bin("prettier/bin/prettier.cjs"), ["--check", "--log-level", "warn", "."]],
+];
+let failed = false;
+if (wanted.length === 0) {
+  const started = Date.now();
+  const results = await Promise.all(checks.map(([name, file, args]) => check(name, [file, ...args])));
+  failed = results.includes(false);
+  console.log(
+    `types, lint and format: ${failed ? "FAILED (see above); the tests run all the same" : "ok"} (${Math.round((Date.now() - started) / 1000)} s)`,
+  );
+}
+
+const folders = ["unit", "simulation", "integration", "fault"];
+const files = folders
+  .flatMap((folder) => testsIn(path.join(root, ".build", "test", folder)))
+  .filter((file) => wanted.length === 0 || wanted.some((text) => path.relative(root, file).includes(text)));
+if (files.length === 0) {
+  console.error("there are no such tests");
+  process.exitCode = 1;
+} else {
+  // Two files at a time, and of those with a whole stack of servers only one (test/harness/stack.ts): times are measured in them.
+  const args = [
+    "--enable-source-maps",
+    "--test",
+    "--test-concurrency=2",
+    "--test-timeout=600000",
+    "--test-reporter=spec",
+    ...files,
+  ];
+  const code = await run(process.execPath, args, {
+    stdio: ["ignore", "inherit", "inherit"],
+    env: { ...process.env, TEST_ONE_STACK: "1" },
+  });
+  process.exitCode = failed ? 1 : code;
+}
+
+async function check(name, args) {
+  let output = "";
+  const code = await run(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] }, (text) => (output += text));
+  if (code !== 0) console.log(`--- ${name} ---\n${output.trim()}\n`);
+  return code === 0;
+}
+
+function run(command, args, options, hear) {
+  return new Promise((resolve) => {
+    const child = spawn(command, args, { cwd: root, ...options });
+    for (const stream of [child.stdout, child.stderr]) stream?.setEncoding("utf8").on("data", hear);
+    for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => child.kill(signal));
+    child.on("error", (error) => {
+      console.error(error.message);
+      resolve(1);
+    });
+    child.on("close", (code) => resolve(code ?? 1));
+  });
+}
+
+function testsIn(folder) {
+  try {
+    return readdirSync(folder, { recursive: true })
+      .filter((name) => name.endsWith(".test.js"))
+      .sort()
+      .map((name) => path.join(folder, name));
+  } catch {
+    return [];
+  }
+}

@@ -1,0 +1,112 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from "prom-client";
+
+export interface MetricsOptions {
+  /** Also CPU, memory, event loop lag and garbage collection of this process, under prom-client's names. Default: true. */
+  readonly process?: boolean;
+  /** Labels of every sample, such as `dc` and `node`. */
+  readonly labels?: Readonly<Record<string, string>>;
+}
+
+const writeBuckets = [
+  0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
+];
+const holdBuckets = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10];
+const takeoverBuckets = [0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10, 15, 30, 60];
+
+/** Every metric of one datacenter process, in a registry of its own, so that several can live in one process of a test. */
+export type Metrics = ReturnType<typeof createMetrics>;
+
+export function createMetrics(options: MetricsOptions = {}) {
+  const registry = new Registry();
+  if (options.labels !== undefined) registry.setDefaultLabels(options.labels);
+  if (options.process !== false) collectDefaultMetrics({ register: registry });
+  const registers = [registry];
+  const collectors: (() => void | Promise<void>)[] = [];
+
+  return {
+    registry,
+    writes: new Counter({
+      name: "hothot_writes_total",
+      help: "Writes that this datacenter's API took, by outcome (`ok` or the problem's code), durability and route (local, forward, relay).",
+      labelNames: ["outcome", "durability", "route"] as const,
+      registers,
+    }),
+    writeSeconds: new Histogram({
+      name: "hothot_write_seconds",
+      help: "Seconds from a write's arrival to its answer, at the datacenter that took it.",
+      buckets: writeBuckets,
+      registers,
+    }),
+    replicationLagSeconds: new Gauge({
+      name: "hothot_replication_lag_seconds",
+      help: "Seconds that this datacenter's copies are behind, the worst shard of each owner.",
+      labelNames: ["shard_owner"] as const,
+      registers,
+    }),
+    unpublishedRecords: new Gauge({
+      name: "hothot_unpublished_records",
+      help: "Records committed here that are not in the log yet.",
+      registers,
+    }),
+    ownedShards: new Gauge({ name: "hothot_owned_shards", help: "Shards that this datacenter owns.", registers }),
+    leaseSecondsLeft: new Gauge({
+      name: "hothot_lease_seconds_left",
+      help: "Seconds that this node's lease lasts without another heartbeat; 0 without a lease.",
+      registers,
+    }),
+    takeovers: new Counter({
+      name: "hothot_takeovers_total",
+      help: "Shards that this datacenter has taken over.",
+      registers,
+    }),
+    takeoverSeconds: new Histogram({
+      name: "hothot_takeover_seconds",
+      help: "Seconds from the first vote asked for to a shard's first possible write here.",
+      buckets: takeoverBuckets,
+      registers,
+    }),
+    switchoverHoldSeconds: new Histogram({
+      name: "hothot_switchover_hold_seconds",
+      help: "Seconds that writes of a shard were held by a planned move.",
+      buckets: holdBuckets,
+      registers,
+    }),
+    divergentOperations: new Gauge({
+      name: "hothot_divergent_operations",
+      help: "Divergent operations kept here that nobody has settled.",
+      registers,
+    }),
+    digestMismatches: new Counter({
+      name: "hothot_digest_mismatches_total",
+      help: "Digests of the log that this datacenter's copy did not equal.",
+      registers,
+    }),
+    jobsRestarted: new Counter({
+      name: "hothot_jobs_restarted_total",
+      help: "Jobs that began another attempt here after a takeover.",
+      registers,
+    }),
+    staleFinishes: new Counter({
+      name: "hothot_stale_finishes_total",
+      help: "Finishes with an outdated token, refused.",
+      registers,
+    }),
+    httpRequests: new Counter({
+      name: "hothot_http_requests_total",
+      help: "HTTP requests answered, by method, route and status.",
+      labelNames: ["method", "route", "status"] as const,
+      registers,
+    }),
+
+    /** Runs before each scrape, to set gauges from what they describe. One that fails is left out of that scrape. */
+    beforeScrape(collector: () => void | Promise<void>): void {
+      collectors.push(collector);
+    },
+
+    /** Prometheus text, as Datacenter.metrics() gives it. */
+    async render(): Promise<{ readonly contentType: string; readonly text: string }> {
+      await Promise.allSettled(collectors.map(async (collector) => collector()));
+      return { contentType: registry.contentType, text: await registry.metrics() };
+    },
+  };
+}

@@ -1,0 +1,259 @@
+import { connect, createInbox, ErrorCode, Events, headers as newHeaders, NatsError, type Msg, type MsgHdrs, type NatsConnection } from "nats";
+import { FatalError } from "../errors.js";
+import type { Logger } from "../logger.js";
+
+/** Nobody listens on the subject: the request certainly had no effect. */
+export class NoResponders extends Error {
+  constructor(subject: string) {
+    super(`nobody answers on ${subject}`);
+    this.name = "NoResponders";
+  }
+}
+
+/** No answer in time, or the connection broke: the request may have had an effect. */
+export class NoAnswer extends Error {
+  constructor(subject: string, cause?: unknown) {
+    super(`no answer on ${subject}`, cause === undefined ? undefined : { cause });
+    this.name = "NoAnswer";
+  }
+}
+
+export interface Message {
+  readonly subject: string;
+  readonly data: Uint8Array;
+  respond(data: Uint8Array): void;
+}
+
+/** Core messaging between the processes of the group: at most once, no memory. */
+export interface Messenger {
+  publish(subject: string, data: Uint8Array): void;
+  /** @returns a function that ends the subscription. */
+  subscribe(subject: string, handler: (message: Message) => void, options?: { readonly queue?: string }): () => void;
+  /** @throws NoResponders | NoAnswer */
+  request(subject: string, data: Uint8Array, timeoutMs: number): Promise<Uint8Array>;
+}
+
+export interface Reply {
+  readonly data: Uint8Array;
+  readonly headers: MsgHdrs | undefined;
+}
+
+/** A way to the servers that answers requests. */
+export interface Link extends Messenger {
+  /** @throws NoResponders | NoAnswer */
+  call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply>;
+  /** A request with many answers; ends when `last` says so. @throws NoResponders | NoAnswer when `timeoutMs` pass without one. */
+  collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]>;
+  close(): Promise<void>;
+}
+
+export interface ConnectOptions {
+  /** In order of preference. */
+  readonly servers: readonly string[];
+  readonly name: string;
+  /** Milliseconds to wait for the first connection. */
+  readonly waitMs: number;
+  readonly log: Logger;
+  readonly user?: string;
+}
+
+/** One connection to the group's NATS cluster, that comes back by itself. */
+export class NatsLink implements Link {
+  readonly #nc: NatsConnection;
+  readonly #log: Logger;
+  #connected = true;
+
+  private constructor(nc: NatsConnection, log: Logger) {
+    this.#nc = nc;
+    this.#log = log;
+  }
+
+  /** @throws FatalError `nats_unreachable`, `nats_refused` with the way out. */
+  static async open(options: ConnectOptions): Promise<NatsLink> {
+    const deadline = performance.now() + options.waitMs;
+    const first = new URL(options.servers[0] ?? "nats://127.0.0.1:4222");
+    const user = options.user ?? decodeURIComponent(first.username);
+    const password = decodeURIComponent(first.password);
+    const servers = options.servers.map((server) => new URL(server).host);
+    for (;;) {
+      try {
+        const nc = await connect({
+          servers,
+          noRandomize: true,
+          ignoreClusterUpdates: true,
+          name: options.name,
+          ...(user === "" ? {} : { user, pass: password }),
+          reconnect: true,
+          maxReconnectAttempts: -1,
+          reconnectTimeWait: 100,
+          reconnectJitter: 50,
+          pingInterval: 1_000,
+          maxPingOut: 2,
+          timeout: 2_000,
+        });
+        const link = new NatsLink(nc, options.log);
+        void link.#watch();
+        return link;
+      } catch (error) {
+        const code = error instanceof NatsError ? error.code : undefined;
+        if (code === (ErrorCode.AuthorizationViolation as string))
+          throw new FatalError("nats_refused", `NATS refuses the user '${user}'`, "Check user and password in HOTHOT_NATS_URLS and HOTHOT_NATS_HEARTBEAT_USER.", error);
+        if (performance.now() > deadline)
+          throw new FatalError("nats_unreachable", `no NATS server answers at ${servers.join(", ")}`, "Start nats-server there, or mend HOTHOT_NATS_URLS.", error);
+        await new Promise((resolve) => setTimeout(resolve, 100));
+      }
+    }
+  }
+
+  /** Name of the server at the other end; by our convention it is its site's, or begins with it and a dot. */
+  get serverName(): string {
+    return this.#nc.info?.server_name ?? "";
+  }
+
+  /** False while the connection is broken and comes back. */
+  get connected(): boolean {
+    return this.#connected && !this.#nc.isClosed();
+  }
+
+  publish(subject: string, data: Uint8Array): void {
+    if (!this.#nc.isClosed()) this.#nc.publish(subject, data);
+  }
+
+  subscribe(subject: string, handler: (message: Message) => void, options: { readonly queue?: string } = {}): () => void {
+    const subscription = this.#nc.subscribe(subject, {
+      ...(options.queue === undefined ? {} : { queue: options.queue }),
+      callback: (error, message) => {
+        if (error !== null) return;
+        try {
+          handler({ subject: message.subject, data: message.data, respond: (data) => void message.respond(data) });
+        } catch (failure) {
+          this.#log.error("message handler failed", { subject: message.subject, error: failure });
+        }
+      },
+    });
+    return () => {
+      if (!this.#nc.isClosed()) subscription.unsubscribe();
+    };
+  }
+
+  /** Sends everything that was published or subscribed so far to the server. */
+  async flush(): Promise<void> {
+    await this.#nc.flush();
+  }
+
+  async request(subject: string, data: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
+    return (await this.call(subject, data, timeoutMs)).data;
+  }
+
+  /** A request with headers. @throws NoResponders | NoAnswer */
+  async call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply> {
+    let hdrs: MsgHdrs | undefined;
+    if (headers !== undefined) {
+      hdrs = newHeaders();
+      for (const [name, value] of Object.entries(headers)) hdrs.set(name, value);
+    }
+    try {
+      const answer = await this.#nc.request(subject, data, { timeout: Math.max(1, timeoutMs), ...(hdrs === undefined ? {} : { headers: hdrs }) });
+      return { data: answer.data, headers: answer.headers };
+    } catch (error) {
+      if (error instanceof NatsError && error.code === (ErrorCode.NoResponders as string)) throw new NoResponders(subject);
+      throw new NoAnswer(subject, error);
+    }
+  }
+
+  /** A request with many answers; ends when `last` says so. @throws NoResponders | NoAnswer when `timeoutMs` pass without one. */
+  collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
+    return new Promise((resolve, reject) => {
+      const messages: Msg[] = [];
+      const inbox = createInbox();
+      const end = (failure?: Error): void => {
+        clearTimeout(timer);
+        if (!this.#nc.isClosed()) subscription.unsubscribe();
+        if (failure === undefined) resolve(messages);
+        else reject(failure);
+      };
+      const silent = (): void => end(new NoAnswer(subject));
+      let timer = setTimeout(silent, timeoutMs);
+      const subscription = this.#nc.subscribe(inbox, {
+        callback: (error, message) => {
+          if (error !== null) return end(new NoAnswer(subject, error));
+          if (message.headers?.code === 503) return end(new NoResponders(subject));
+          clearTimeout(timer);
+          try {
+            if (last(message)) return end();
+          } catch (failure) {
+            return end(failure as Error);
+          }
+          messages.push(message);
+          timer = setTimeout(silent, timeoutMs);
+        },
+      });
+      try {
+        this.#nc.publish(subject, data, { reply: inbox });
+      } catch (error) {
+        end(new NoAnswer(subject, error));
+      }
+    });
+  }
+
+  async close(): Promise<void> {
+    if (!this.#nc.isClosed()) await this.#nc.close();
+  }
+
+  async #watch(): Promise<void> {
+    for await (const status of this.#nc.status()) {
+      if (status.type === Events.Disconnect) this.#connected = false;
+      if (status.type === Events.Reconnect) this.#connected = true;
+      if (status.type === Events.Disconnect || status.type === Events.Reconnect)
+        this.#log.warn(status.type === Events.Disconnect ? "nats disconnected" : "nats reconnected", { server: String(status.data) });
+    }
+  }
+}
+
+/** A connection to one other site's server, made in the background; while there is none, certainly nobody gets a request. */
+export class BackgroundLink implements Link {
+  #link: NatsLink | undefined;
+  #closed = false;
+
+  constructor(options: Omit<ConnectOptions, "waitMs">) {
+    void this.#connect(options);
+  }
+
+  publish(subject: string, data: Uint8Array): void {
+    this.#link?.publish(subject, data);
+  }
+
+  subscribe(): () => void {
+    throw new Error("subscriptions belong to the own site's connection");
+  }
+
+  async request(subject: string, data: Uint8Array, timeoutMs: number): Promise<Uint8Array> {
+    return (await this.call(subject, data, timeoutMs)).data;
+  }
+
+  async call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply> {
+    if (this.#link?.connected !== true) throw new NoResponders(subject);
+    return this.#link.call(subject, data, timeoutMs, headers);
+  }
+
+  async collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
+    if (this.#link?.connected !== true) throw new NoResponders(subject);
+    return this.#link.collect(subject, data, timeoutMs, last);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#link?.close();
+  }
+
+  async #connect(options: Omit<ConnectOptions, "waitMs">): Promise<void> {
+    while (!this.#closed && this.#link === undefined) {
+      try {
+        this.#link = await NatsLink.open({ ...options, waitMs: 0 });
+        if (this.#closed) await this.#link.close();
+      } catch {
+        await new Promise((resolve) => setTimeout(resolve, 500).unref());
+      }
+    }
+  }
+}

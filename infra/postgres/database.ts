@@ -1,0 +1,249 @@
+import pg from "pg";
+import { CamelCasePlugin, Kysely, PostgresDialect } from "kysely";
+import { asError, FatalError } from "../errors.js";
+import type { Logger } from "../logger.js";
+import { migrations, type Tables } from "./schema.js";
+
+export type Client = pg.PoolClient;
+export type Db = Kysely<Tables>;
+
+/**
+ * Identity of a database as it is now (rule i). A promotion raises the timeline; a copy that was put back raises the
+ * restore number (by hand, or by itself where the system identifier is another). Ordered by (restore, timeline).
+ */
+export interface Identity {
+  readonly systemId: string;
+  readonly restoreNumber: number;
+  readonly timeline: number;
+}
+
+/** The identity as one number that only grows: restore number (seconds since 1970, or 0) above, timeline below. */
+export const incarnationOf = (identity: Identity): number => identity.restoreNumber * 2 ** 20 + identity.timeline;
+
+/** The database is another one than the process knew: statements that were meant for the old one are dropped. */
+export class IncarnationChanged extends Error {
+  constructor(readonly found: Identity) {
+    super("the database's incarnation changed");
+    this.name = "IncarnationChanged";
+  }
+}
+
+const DATE = 1184;
+const INT8 = 20;
+const NUMERIC = 1700;
+
+function safeInteger(text: string): number {
+  const value = Number(text);
+  if (!Number.isSafeInteger(value)) throw new RangeError(`not a safe integer: ${text}`);
+  return value;
+}
+
+const parsers = new Map<number, (text: string) => unknown>([
+  [INT8, safeInteger],
+  [NUMERIC, (text) => text],
+  [DATE, (text) => new Date(text).toISOString()],
+]);
+
+const types = {
+  getTypeParser: (oid: number, format?: "text" | "binary"): ((value: string) => unknown) =>
+    (format !== "binary" ? parsers.get(oid) : undefined) ?? (pg.types.getTypeParser(oid, "text") as (value: string) => unknown),
+} as unknown as pg.CustomTypesConfig;
+
+interface Host {
+  readonly host: string;
+  readonly port: number;
+}
+
+/** `postgres://user:password@h1:5432,h2:5432/name` -> its hosts and the rest. */
+export function parseDatabaseUrl(url: string): { hosts: Host[]; user: string; password: string; database: string; ssl: boolean } {
+  const match = /^postgres(?:ql)?:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^/]+)\/([^?]*)(?:\?(.*))?$/.exec(url);
+  if (match === null) throw new FatalError("bad_configuration", "HOTHOT_DATABASE_URL can't be read", "Write postgres://user:password@host:5432/database.");
+  const hosts = (match[3] ?? "").split(",").map((part) => {
+    const [host = "", port = "5432"] = part.split(":");
+    return { host, port: Number(port) };
+  });
+  const ssl = new URLSearchParams(match[5] ?? "").get("sslmode");
+  return {
+    hosts,
+    user: decodeURIComponent(match[1] ?? "postgres"),
+    password: decodeURIComponent(match[2] ?? ""),
+    database: decodeURIComponent(match[4] ?? "postgres"),
+    ssl: ssl !== null && ssl !== "disable",
+  };
+}
+
+export interface DatabaseOptions {
+  readonly url: string;
+  readonly connections: number;
+  readonly name: string;
+  /** Client-side bound of one statement, milliseconds: a stopped server must not hold callers for ever. */
+  readonly statementTimeoutMs?: number;
+  readonly log: Logger;
+}
+
+const identityQuery = `SELECT pg_is_in_recovery() AS recovering,
+  (SELECT system_identifier::text FROM pg_control_system()) AS "systemId",
+  CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || lpad(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 16, '0'))::bit(64)::bigint END AS timeline,
+  to_regclass('meta') IS NOT NULL AS "hasMeta"`;
+
+/** Connections to a datacenter's PostgreSQL: finds the writable one of several hosts, and knows which incarnation it speaks to. */
+export class Database {
+  readonly db: Db;
+  readonly pool: pg.Pool;
+  readonly #log: Logger;
+  readonly #hosts: Host[];
+  #host = 0;
+  #known: Identity | undefined;
+  #listener: ((found: Identity) => void) | undefined;
+
+  constructor(options: DatabaseOptions) {
+    this.#log = options.log;
+    const { hosts, user, password, database, ssl } = parseDatabaseUrl(options.url);
+    this.#hosts = hosts;
+    const limit = options.statementTimeoutMs ?? 10_000;
+    this.pool = new pg.Pool({
+      host: hosts[0]?.host ?? "127.0.0.1",
+      port: hosts[0]?.port ?? 5432,
+      user,
+      password,
+      database,
+      ...(ssl ? { ssl: true } : {}),
+      max: options.connections,
+      application_name: options.name,
+      connectionTimeoutMillis: 3_000,
+      idleTimeoutMillis: 0,
+      keepAlive: true,
+      statement_timeout: limit,
+      query_timeout: limit + 500,
+      types,
+      verify: (client: pg.PoolClient, done: (error?: Error) => void) => {
+        this.#verify(client).then(
+          () => done(),
+          (error: unknown) => {
+            this.#nextHost();
+            done(asError(error));
+          },
+        );
+      },
+    } as pg.PoolConfig);
+    this.pool.on("error", (error) => this.#log.warn("database connection lost", { error }));
+    this.db = new Kysely<Tables>({
+      dialect: new PostgresDialect({ pool: this.pool }),
+      plugins: [new CamelCasePlugin({ maintainNestedObjectKeys: true })],
+    });
+  }
+
+  /** The incarnation that statements are meant for, as one number; 0 before `adopt`. */
+  get incarnation(): number {
+    return this.#known === undefined ? 0 : incarnationOf(this.#known);
+  }
+
+  /** From now on statements are meant for this incarnation; connections to another one are refused and reported. */
+  adopt(identity: Identity): void {
+    this.#known = identity;
+  }
+
+  onIncarnation(listener: (found: Identity) => void): void {
+    this.#listener = listener;
+  }
+
+  /** One connection, one transaction; rolled back when `work` throws. */
+  async transaction<T>(work: (client: Client) => Promise<T>): Promise<T> {
+    const client = await this.connect();
+    let broken: Error | undefined;
+    try {
+      await client.query("BEGIN");
+      const result = await work(client);
+      await client.query("COMMIT");
+      return result;
+    } catch (error) {
+      if (isTimeout(error)) broken = asError(error);
+      else
+        try {
+          await client.query("ROLLBACK");
+        } catch (failure) {
+          broken = asError(failure);
+        }
+      throw error;
+    } finally {
+      client.release(broken);
+    }
+  }
+
+  async connect(): Promise<Client> {
+    try {
+      return await this.pool.connect();
+    } catch (error) {
+      const code = (error as { code?: string }).code;
+      if (code === "ECONNREFUSED" || code === "ENOTFOUND" || code === "EHOSTUNREACH") this.#nextHost();
+      throw error;
+    }
+  }
+
+  /** Brings the tables to this version's, under an advisory lock; several processes may call it at once. */
+  async migrate(): Promise<void> {
+    await this.transaction(async (client) => {
+      await client.query("SELECT pg_advisory_xact_lock(7305128)");
+      await client.query("CREATE TABLE IF NOT EXISTS schema_version (version int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())");
+      const found = await client.query<{ version: number }>("SELECT coalesce(max(version), 0)::int AS version FROM schema_version");
+      const version = found.rows[0]?.version ?? 0;
+      if (version > migrations.length)
+        throw new FatalError("schema_too_new", `the database has schema version ${version}, this program knows ${migrations.length}`, "Start a newer hothot.");
+      for (const [index, sql] of migrations.entries()) {
+        if (index < version) continue;
+        await client.query(sql);
+        await client.query("INSERT INTO schema_version (version) VALUES ($1)", [index + 1]);
+      }
+    });
+  }
+
+  async identity(): Promise<Identity> {
+    const client = await this.connect();
+    try {
+      return await readIdentity(client);
+    } finally {
+      client.release();
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.pool.end();
+  }
+
+  async #verify(client: pg.PoolClient): Promise<void> {
+    const found = await readIdentity(client);
+    const known = this.#known;
+    if (known === undefined || (found.systemId === known.systemId && incarnationOf(found) === incarnationOf(known))) return;
+    this.#log.error("database incarnation changed", { known, found });
+    this.#listener?.(found);
+    throw new IncarnationChanged(found);
+  }
+
+  #nextHost(): void {
+    if (this.#hosts.length < 2) return;
+    this.#host = (this.#host + 1) % this.#hosts.length;
+    const next = this.#hosts[this.#host];
+    if (next === undefined) return;
+    const options = (this.pool as unknown as { options: { host: string; port: number } }).options;
+    options.host = next.host;
+    options.port = next.port;
+  }
+}
+
+async function readIdentity(client: pg.PoolClient): Promise<Identity> {
+  const { rows } = await client.query<{ recovering: boolean; systemId: string; timeline: number; hasMeta: boolean }>(identityQuery);
+  const row = rows[0];
+  if (row === undefined) throw new Error("the database did not say who it is");
+  if (row.recovering) throw Object.assign(new Error("this PostgreSQL is a standby"), { code: "25006" });
+  let restoreNumber = 0;
+  if (row.hasMeta) {
+    const meta = await client.query<{ restore_number: number }>("SELECT restore_number FROM meta");
+    restoreNumber = meta.rows[0]?.restore_number ?? 0;
+  }
+  return { systemId: row.systemId, timeline: row.timeline, restoreNumber };
+}
+
+/** The client gave up waiting: whether the statement was carried out is unknown, and the connection is of no use any more. */
+export function isTimeout(error: unknown): boolean {
+  return error instanceof Error && error.message === "Query read timeout";
+}

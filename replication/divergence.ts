@@ -1,0 +1,101 @@
+import type { Client } from "../infra/postgres/database.js";
+import type { Epoch, Position, ShardId, SiteName } from "../shards/ids.js";
+import type { FullHead } from "./heads.js";
+import { decodeRecord, type LogRecord } from "./record.js";
+
+/**
+ * Sets the divergent tail aside, whole, and undoes all that it wrote (section 6): in the transaction that adopts the newer
+ * epoch. Clusters and workers that it touched are removed until they are restored from a current copy.
+ * @returns how many operations
+ */
+export async function setAside(client: Client, site: SiteName, head: FullHead, last: Position): Promise<number> {
+  const { rows } = await client.query<{ epoch: number; position: number; record: Buffer; committed_at: string }>(
+    "SELECT epoch, position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position",
+    [head.shard, head.epoch, last],
+  );
+  if (rows.length !== head.position - last)
+    throw new Error(`the outbox of shard ${head.shard} holds ${rows.length} of ${head.position - last} divergent operations`);
+  const touched = { clusters: new Map<string, { tenant: string; id: string }>(), workers: new Map<string, { tenant: string; id: string }>() };
+  const aside: Record<string, unknown>[] = [];
+  for (const row of rows) {
+    const record = decodeRecord(row.record);
+    const subject = subjectOf(record);
+    if (record.cluster !== undefined) touched.clusters.set(`${record.cluster.tenant}/${record.cluster.id}`, record.cluster);
+    if (record.job !== undefined) touched.clusters.set(`${record.job.tenant}/${record.job.clusterId}`, { tenant: record.job.tenant, id: record.job.clusterId });
+    if (record.worker !== undefined) touched.workers.set(`${record.worker.tenant}/${record.worker.id}`, record.worker);
+    aside.push({
+      id: `${site}-${head.shard}-${row.epoch}-${row.position}`,
+      dc: site,
+      shard: head.shard,
+      epoch: row.epoch,
+      position: row.position,
+      tenant: subject.tenant,
+      cluster_id: subject.id,
+      type: record.type,
+      version: record.cluster?.version ?? null,
+      value: valueOf(record),
+      idempotency_key: record.key?.key ?? null,
+      record: `\\x${row.record.toString("hex")}`,
+      committed_at: row.committed_at,
+      set_aside_at: new Date(0).toISOString(),
+      status: "open",
+    });
+  }
+  await client.query(
+    `INSERT INTO divergent_operations SELECT (jsonb_populate_record(null::divergent_operations, v || jsonb_build_object('set_aside_at', now()))).*
+     FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position) DO NOTHING`,
+    [JSON.stringify(aside)],
+  );
+  await client.query("DELETE FROM idempotency_keys WHERE shard = $1 AND changed_epoch = $2 AND changed_position > $3", [head.shard, head.epoch, last]);
+  await remove(client, head.shard, "cluster", [...touched.clusters.values()]);
+  await remove(client, head.shard, "worker", [...touched.workers.values()]);
+  await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [head.shard, head.epoch, last]);
+  return rows.length;
+}
+
+/**
+ * Copies whose cut lies in an epoch that ended below it hold what its owner never published: they are void, and fetched again.
+ */
+export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, last: Position): Promise<void> {
+  const { rows } = await client.query<{ tenant: string; cluster_id: string; kind: string }>(
+    "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch = $2 AND cut_position > $3",
+    [shard, ended, last],
+  );
+  for (const kind of ["cluster", "worker"])
+    await remove(
+      client,
+      shard,
+      kind,
+      rows.filter((row) => row.kind === kind).map((row) => ({ tenant: row.tenant, id: row.cluster_id })),
+    );
+}
+
+async function remove(client: Client, shard: ShardId, kind: string, rows: readonly { readonly tenant: string; readonly id: string }[]): Promise<void> {
+  if (rows.length === 0) return;
+  const keys = [rows.map((row) => row.tenant), rows.map((row) => row.id)];
+  if (kind === "cluster") {
+    await client.query("DELETE FROM tasks USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE tasks.tenant = k.tenant AND tasks.cluster_id = k.id", keys);
+    await client.query("DELETE FROM jobs USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE jobs.tenant = k.tenant AND jobs.cluster_id = k.id", keys);
+    await client.query("DELETE FROM clusters USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE clusters.tenant = k.tenant AND clusters.id = k.id", keys);
+  } else {
+    await client.query("DELETE FROM workers USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE workers.tenant = k.tenant AND workers.id = k.id", keys);
+  }
+  await client.query(
+    `INSERT INTO restores (shard, tenant, cluster_id, kind) SELECT $3, k.tenant, k.id, $4 FROM unnest($1::text[], $2::text[]) AS k(tenant, id)
+     ON CONFLICT (shard, tenant, kind, cluster_id) DO UPDATE SET cut_epoch = null, cut_position = null`,
+    [...keys, shard, kind],
+  );
+}
+
+function subjectOf(record: LogRecord): { tenant: string; id: string } {
+  if (record.cluster !== undefined) return record.cluster;
+  if (record.job !== undefined) return { tenant: record.job.tenant, id: record.job.clusterId };
+  if (record.worker !== undefined) return record.worker;
+  return { tenant: "", id: "" };
+}
+
+/** What an operator is shown, and what a replay writes again. */
+function valueOf(record: LogRecord): unknown {
+  const { cluster, job, worker, audit } = record;
+  return { ...(cluster === undefined ? {} : { cluster }), ...(job === undefined ? {} : { job }), ...(worker === undefined ? {} : { worker }), ...(audit === undefined ? {} : { audit }) };
+}

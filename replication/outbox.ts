@@ -1,0 +1,17 @@
+import type { Database } from "../infra/postgres/database.js";
+import { position as toPosition, type Epoch, type Position, type ShardId } from "../shards/ids.js";
+import type { Outbox, OutboxRow } from "./publisher.js";
+
+/** The outbox in the datacenter's Postgres, paged by the dense position: no row can be missed (FACTS: paging by serial loses rows). */
+export class PostgresOutbox implements Outbox {
+  constructor(private readonly database: Database) {}
+
+  async read(shard: ShardId, epoch: Epoch, after: Position, limit: number): Promise<readonly OutboxRow[]> {
+    const { rows } = await this.database.pool.query<{ position: number; record: Buffer; committed_at: string }>({
+      name: "read_outbox",
+      text: "SELECT position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position LIMIT $4",
+      values: [shard, epoch, after, limit],
+    });
+    return rows.map((row) => ({ position: toPosition(row.position), record: row.record, committedAt: Date.parse(row.committed_at) }));
+  }
+}

@@ -1,0 +1,117 @@
+import type { Time } from "../infra/clock.js";
+import type { Logger } from "../infra/logger.js";
+import type { Random } from "../infra/random.js";
+import { nextEpoch, position as toPosition, type ShardId } from "../shards/ids.js";
+import type { OpenRequest, OpenResult, OwnershipLog } from "../shards/ownership-log.js";
+import { lastOf, type BatchHeader, type EpochEnd } from "./record.js";
+import type { ShardLog } from "./shard-log.js";
+
+/** Ownership changes are records in the same log, appended with the same compare-and-set (section 2). */
+export class LogOwnership implements OwnershipLog {
+  readonly #log: ShardLog;
+  readonly #generation: number;
+  readonly #time: Time;
+  readonly #random: Random;
+  readonly #logger: Logger;
+  readonly #opened: (shard: ShardId, sequence: number) => void;
+
+  constructor(options: { log: ShardLog; generation: number; time: Time; random: Random; logger: Logger; opened: (shard: ShardId, sequence: number) => void }) {
+    this.#log = options.log;
+    this.#generation = options.generation;
+    this.#time = options.time;
+    this.#random = options.random;
+    this.#logger = options.logger.with({ component: "ownership" });
+    this.#opened = options.opened;
+  }
+
+  open(request: OpenRequest, deadline: number): Promise<OpenResult> {
+    const { shard } = request;
+    return this.#log.exclusive(shard, async () => {
+      let tail = await this.#log.tail(shard, deadline);
+      for (;;) {
+        if (tail === undefined || this.#time.monotonic() >= deadline) return { kind: "unknown" };
+        const { header } = tail;
+        if (header.epoch > request.against || (header.epoch === request.against && header.owner !== request.from))
+          return { kind: "moved", epoch: header.epoch, owner: header.owner };
+        // An older tail is a stale view: the append will be refused and show the newer one.
+        const last = lastOf(header);
+        const open: BatchHeader = {
+          kind: "open",
+          generation: this.#generation,
+          shard,
+          epoch: nextEpoch(request.against),
+          owner: request.to,
+          batchId: batchId(this.#random),
+          first: toPosition(last + 1),
+          count: 0,
+          committedAt: this.#time.wall(),
+        };
+        const body = {
+          from: request.from,
+          kind: request.kind,
+          reason: request.reason,
+          by: request.by,
+          sameTenure: request.sameTenure,
+          closing: request.closing,
+          phasesMs: request.phasesMs,
+          drained: 0,
+          epochEnds: [],
+        };
+        const result = await this.#log.append(tail.sequence, { header: open, records: [], open: body }, deadline);
+        if (result.kind === "unknown") return { kind: "unknown" };
+        if (result.kind === "stored") {
+          this.#logger.info("opened in the log", { shard, epoch: open.epoch, owner: open.owner, position: last, sequence: result.sequence });
+          this.#opened(shard, result.sequence);
+          return { kind: "opened" };
+        }
+        tail = result.tail;
+      }
+    });
+  }
+
+  /**
+   * Repeats in the log that the epoch goes on (a statement): succeeds only while its tail is of this epoch and owner.
+   * @returns whether it does; null: not known by the deadline
+   */
+  restate(request: { shard: ShardId; epoch: BatchHeader["epoch"]; owner: string; epochEnds: readonly EpochEnd[] }, deadline: number): Promise<boolean | null> {
+    const { shard } = request;
+    return this.#log.exclusive(shard, async () => {
+      let tail = await this.#log.tail(shard, deadline);
+      for (;;) {
+        if (tail === undefined || this.#time.monotonic() >= deadline) return null;
+        const { header } = tail;
+        if (header.epoch > request.epoch || (header.epoch === request.epoch && header.owner !== request.owner)) return false;
+        const statement: BatchHeader = {
+          kind: "statement",
+          generation: this.#generation,
+          shard,
+          epoch: request.epoch,
+          owner: request.owner,
+          batchId: batchId(this.#random),
+          first: toPosition(lastOf(header) + 1),
+          count: 0,
+          committedAt: this.#time.wall(),
+        };
+        if (header.epoch < request.epoch) {
+          // Our own open is further behind than what this process has seen.
+          await this.#time.sleep(20);
+          tail = await this.#log.tail(shard, deadline);
+          continue;
+        }
+        const body = { from: null, kind: "initial" as const, reason: "restated", by: request.owner, sameTenure: true, closing: 0, phasesMs: {}, drained: 0, epochEnds: request.epochEnds };
+        const result = await this.#log.append(tail.sequence, { header: statement, records: [], open: body }, deadline);
+        if (result.kind === "unknown") return null;
+        if (result.kind === "stored") {
+          this.#opened(shard, result.sequence);
+          return true;
+        }
+        tail = result.tail;
+      }
+    });
+  }
+}
+
+export function batchId(random: Random): string {
+  const half = (): string => Math.floor(random.next() * 2 ** 32).toString(16).padStart(8, "0");
+  return half() + half();
+}

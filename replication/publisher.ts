@@ -1,0 +1,327 @@
+import type { Time } from "../infra/clock.js";
+import { asError, Problem } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Random } from "../infra/random.js";
+import PQueue from "p-queue";
+import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import type { Head, ShardMap } from "../shards/map.js";
+import { batchId } from "./ownership.js";
+import { lastOf, type BatchHeader } from "./record.js";
+import type { ShardLog, Tail } from "./shard-log.js";
+import type { Committed } from "./writer.js";
+
+export interface OutboxRow {
+  readonly position: Position;
+  readonly record: Uint8Array;
+  /** Milliseconds since 1970. */
+  readonly committedAt: number;
+}
+
+/** Rows that were committed and may not be in the log yet. */
+export interface Outbox {
+  /** In position order, from after `after` on, of one epoch. */
+  read(shard: ShardId, epoch: Epoch, after: Position, limit: number): Promise<readonly OutboxRow[]>;
+}
+
+export interface PublisherEvents {
+  /** A message of ours is in the log: peers are told, and the own applier need not read it. */
+  stored(shard: ShardId, sequence: number, header: BatchHeader): void;
+}
+
+interface Waiter {
+  readonly epoch: Epoch;
+  readonly position: Position;
+  readonly resolve: () => void;
+  readonly reject: (error: Problem) => void;
+  readonly cancel: () => void;
+}
+
+interface ShardState {
+  epoch: Epoch;
+  /** Last position in the log, derived from the log; null: not known yet. */
+  mark: Position | null;
+  /** Committed here and not yet published, dense; may lack rows that other processes committed or that did not fit. */
+  memory: Committed[];
+  memoryBytes: number;
+  running: boolean;
+  again: boolean;
+  /** Monotonic time of the oldest commit that is not published, as far as known. */
+  oldest: number | null;
+  readonly waiters: Set<Waiter>;
+}
+
+const batchRecords = 1000;
+const batchBytes = 400_000;
+const memoryLimit = 4_000_000;
+
+/**
+ * Outbox -> log (section 3, step 4): one append in flight per shard, batches grow while it waits. Wake-up by the
+ * committing writer. A record of epoch e goes only behind a tail of epoch e (rule e).
+ */
+export class Publisher {
+  readonly #log: ShardLog;
+  readonly #outbox: Outbox;
+  readonly #map: ShardMap;
+  readonly #site: SiteName;
+  readonly #generation: number;
+  readonly #time: Time;
+  readonly #random: Random;
+  readonly #logger: Logger;
+  readonly #events: PublisherEvents;
+  readonly #shards = new Map<ShardId, ShardState>();
+  readonly #queue = new PQueue({ concurrency: 64 });
+  readonly #stop = new AbortController();
+  #active = true;
+
+  constructor(options: {
+    log: ShardLog;
+    outbox: Outbox;
+    map: ShardMap;
+    site: SiteName;
+    generation: number;
+    time: Time;
+    random: Random;
+    logger: Logger;
+    events: PublisherEvents;
+  }) {
+    this.#log = options.log;
+    this.#outbox = options.outbox;
+    this.#map = options.map;
+    this.#site = options.site;
+    this.#generation = options.generation;
+    this.#time = options.time;
+    this.#random = options.random;
+    this.#logger = options.logger.with({ component: "publisher" });
+    this.#events = options.events;
+  }
+
+  /** Only the process that holds the replicator's lock publishes; the compare-and-set would refuse a second one anyway. */
+  setActive(active: boolean): void {
+    this.#active = active;
+    if (active) for (const head of this.#map.ownedBy(this.#site)) this.wake(head.shard);
+  }
+
+  /** From the committing writer, in position order per shard. */
+  committed(records: readonly Committed[]): void {
+    const touched = new Set<ShardId>();
+    for (const record of records) {
+      const state = this.#state(record.shard);
+      if (state.epoch !== record.epoch) this.#enter(state, record.epoch);
+      state.oldest ??= record.at;
+      if (this.#active && state.memoryBytes + record.record.length <= memoryLimit) {
+        state.memory.push(record);
+        state.memoryBytes += record.record.length;
+      }
+      touched.add(record.shard);
+    }
+    for (const shard of touched) this.wake(shard);
+  }
+
+  wake(shard: ShardId): void {
+    const state = this.#state(shard);
+    if (!this.#active || this.#stop.signal.aborted) return;
+    if (state.running) {
+      state.again = true;
+      return;
+    }
+    state.running = true;
+    void this.#queue.add(async () => {
+      try {
+        do {
+          state.again = false;
+          await this.#publish(shard, state);
+        } while (state.again && !this.#stop.signal.aborted);
+      } catch (error) {
+        this.#logger.error("publishing failed", { shard, error: asError(error) });
+        state.memory = [];
+        state.memoryBytes = 0;
+        this.#time.after(500, () => this.wake(shard));
+      } finally {
+        state.running = false;
+        if (state.again) this.wake(shard);
+      }
+    });
+  }
+
+  /** What is known of the published mark of the shard's epoch. */
+  mark(shard: ShardId): Position | null {
+    return this.#state(shard).mark;
+  }
+
+  /** Milliseconds since the oldest commit of the shard that is not in the log; 0 when all is. */
+  unpublishedMs(shard: ShardId): number {
+    const oldest = this.#shards.get(shard)?.oldest ?? null;
+    return oldest === null ? 0 : Math.max(0, this.#time.monotonic() - oldest);
+  }
+
+  /** Resolves once the log holds the position. @throws Problem outcome_unknown */
+  published(shard: ShardId, epoch: Epoch, position: Position, deadline: number): Promise<void> {
+    const state = this.#state(shard);
+    if (state.epoch === epoch && state.mark !== null && state.mark >= position) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      const timer = this.#time.after(Math.max(0, deadline - this.#time.monotonic()), () => waiter.reject(new Problem("outcome_unknown", "committed here, but the log did not take it in time")));
+      const done = (): void => {
+        timer.cancel();
+        state.waiters.delete(waiter);
+      };
+      const waiter: Waiter = {
+        epoch,
+        position,
+        resolve: () => (done(), resolve()),
+        reject: (error) => (done(), reject(error)),
+        cancel: done,
+      };
+      state.waiters.add(waiter);
+      this.wake(shard);
+    });
+  }
+
+  /** The epoch ended at `last` (an open was folded): who waits for more will not get it. */
+  ended(shard: ShardId, epoch: Epoch, last: Position): void {
+    const state = this.#state(shard);
+    for (const waiter of [...state.waiters]) {
+      if (waiter.epoch > epoch) continue;
+      if (waiter.epoch === epoch && waiter.position <= last) waiter.resolve();
+      else waiter.reject(new Problem("outcome_unknown", "the shard moved before the log had the write; see divergent operations"));
+    }
+  }
+
+  /** The mark as another process of the datacenter, or the fold, saw it. */
+  observeMark(shard: ShardId, epoch: Epoch, mark: Position): void {
+    const state = this.#state(shard);
+    if (state.epoch !== epoch) {
+      if (epoch < state.epoch) return;
+      this.#enter(state, epoch);
+    }
+    this.#advance(state, mark);
+  }
+
+  /** Publishes until the log holds `position` of the epoch, or the deadline passes. @returns whether it does. */
+  async flush(head: Pick<Head, "shard" | "epoch" | "position">, deadline: number): Promise<boolean> {
+    const state = this.#state(head.shard);
+    if (state.epoch === head.epoch && state.mark !== null && state.mark >= head.position) return true;
+    try {
+      await this.published(head.shard, head.epoch, head.position, deadline);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  stop(): Promise<void> {
+    this.#stop.abort();
+    for (const state of this.#shards.values()) for (const waiter of [...state.waiters]) waiter.reject(new Problem("outcome_unknown", "this process stops"));
+    return this.#queue.onIdle();
+  }
+
+  async #publish(shard: ShardId, state: ShardState): Promise<void> {
+    const head = this.#map.get(shard);
+    if (head === undefined || head.owner !== this.#site || head.state === "replica") return;
+    if (state.epoch !== head.epoch) this.#enter(state, head.epoch);
+    await this.#log.exclusive(shard, async () => {
+      let tail = await this.#log.tail(shard, this.#time.monotonic() + 2_000);
+      if (tail === undefined) throw new Error("the log's tail can't be read");
+      for (;;) {
+        if (this.#stop.signal.aborted || !this.#isMine(shard, state, tail)) return;
+        this.#advance(state, lastOf(tail.header));
+        const rows = await this.#next(shard, state);
+        if (rows.length === 0) {
+          state.oldest = null;
+          return;
+        }
+        const first = rows[0];
+        if (first === undefined) return;
+        const header: BatchHeader = {
+          kind: "records",
+          generation: this.#generation,
+          shard,
+          epoch: state.epoch,
+          owner: this.#site,
+          batchId: batchId(this.#random),
+          first: first.position,
+          count: rows.length,
+          committedAt: first.committedAt,
+        };
+        const result = await this.#log.append(tail.sequence, { header, records: rows.map((row) => row.record), open: null }, Infinity, this.#stop.signal);
+        if (result.kind === "unknown") return;
+        if (result.kind === "stored") {
+          tail = { sequence: result.sequence, header };
+          this.#events.stored(shard, result.sequence, header);
+        } else tail = result.tail;
+      }
+    });
+  }
+
+  /** The tail is ours and of our epoch: the mark is its last position; else the shard has moved, and the fold says so. */
+  #isMine(shard: ShardId, state: ShardState, tail: Tail): boolean {
+    if (tail.header.epoch === state.epoch && tail.header.owner === this.#site) return true;
+    if (tail.header.epoch < state.epoch) {
+      // The open of our epoch is behind it, but this process has only the older message: forget it and look again.
+      this.#logger.warn("tail is older than the epoch", { shard, epoch: state.epoch, tail: tail.header.epoch });
+      this.#time.after(50, () => this.wake(shard));
+    }
+    return false;
+  }
+
+  async #next(shard: ShardId, state: ShardState): Promise<readonly OutboxRow[]> {
+    const mark = state.mark ?? toPosition(0);
+    while (state.memory[0] !== undefined && state.memory[0].position <= mark) this.#shift(state);
+    if (state.memory[0]?.position === mark + 1) {
+      const rows: OutboxRow[] = [];
+      let bytes = 0;
+      const wall = this.#time.wall();
+      const now = this.#time.monotonic();
+      let next = mark + 1;
+      for (const record of state.memory) {
+        if (record.position !== next || rows.length >= batchRecords || (rows.length > 0 && bytes + record.record.length > batchBytes)) break;
+        rows.push({ position: record.position, record: record.record, committedAt: wall - (now - record.at) });
+        bytes += record.record.length;
+        next++;
+      }
+      state.oldest = state.memory[0].at;
+      return rows;
+    }
+    return bounded(await this.#outbox.read(shard, state.epoch, mark, batchRecords), mark);
+  }
+
+  #shift(state: ShardState): void {
+    const gone = state.memory.shift();
+    if (gone !== undefined) state.memoryBytes -= gone.record.length;
+  }
+
+  #advance(state: ShardState, mark: Position): void {
+    if (state.mark !== null && mark <= state.mark) return;
+    state.mark = mark;
+    for (const waiter of [...state.waiters]) if (waiter.epoch === state.epoch && waiter.position <= mark) waiter.resolve();
+  }
+
+  #enter(state: ShardState, epoch: Epoch): void {
+    state.epoch = epoch;
+    state.mark = null;
+    state.memory = [];
+    state.memoryBytes = 0;
+    state.oldest = null;
+  }
+
+  #state(shard: ShardId): ShardState {
+    let state = this.#shards.get(shard);
+    if (state === undefined) {
+      state = { epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch, mark: null, memory: [], memoryBytes: 0, running: false, again: false, oldest: null, waiters: new Set() };
+      this.#shards.set(shard, state);
+    }
+    return state;
+  }
+}
+
+/** Rows from the database: dense, and not more than one message takes. */
+function bounded(rows: readonly OutboxRow[], mark: Position): OutboxRow[] {
+  const out: OutboxRow[] = [];
+  let bytes = 0;
+  for (const row of rows) {
+    if (row.position !== mark + 1 + out.length) break;
+    if (out.length > 0 && bytes + row.record.length > batchBytes) break;
+    bytes += row.record.length;
+    out.push(row);
+  }
+  return out;
+}

@@ -1,0 +1,192 @@
+import type { Client, Database } from "../infra/postgres/database.js";
+import type { Logger } from "../infra/logger.js";
+import { position as toPosition, type Epoch, type Partition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import { voidCopies, setAside } from "./divergence.js";
+import { fold } from "./fold.js";
+import { lockHeads, storeHeads, storePositions, type FullHead } from "./heads.js";
+import { decodeRecord, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
+import { RowSet } from "./rows.js";
+
+/** A message of a partition, as the applier hands it on. */
+export interface Incoming {
+  readonly sequence: number;
+  readonly shard: ShardId;
+  /** Null when it can't be read (`fault` says why). */
+  readonly header: BatchHeader | null;
+  /** Null for an own append, whose records are here already. */
+  readonly batch: Batch | null;
+  readonly fault?: string;
+}
+
+export interface Adoption {
+  readonly head: FullHead;
+  readonly before: FullHead;
+  readonly open: OpenBody;
+  readonly divergent: number;
+}
+
+/** What one transaction of the applier brought. */
+export interface Applied {
+  /** The partition is folded in up to here. */
+  readonly through: number;
+  readonly heads: readonly FullHead[];
+  readonly adoptions: readonly Adoption[];
+  readonly stopped: readonly FullHead[];
+  /** Types of the records that were applied, for events. */
+  readonly jobs: readonly { readonly id: string; readonly status: string; readonly shard: ShardId }[];
+  /** Per shard the commit time (owner's clock, ms since 1970) of the last record applied. */
+  readonly committedAt: ReadonlyMap<ShardId, number>;
+}
+
+/** The own records of a message are needed after all: the database does not have them. */
+export class NeedsRecords extends Error {
+  constructor(readonly sequence: number) {
+    super("the records of an own message are not in the database");
+    this.name = "NeedsRecords";
+  }
+}
+
+/** Another process of the datacenter has applied meanwhile. */
+export class Overtaken extends Error {
+  constructor() {
+    super("the partition's progress is not what this process thought");
+    this.name = "Overtaken";
+  }
+}
+
+/** The datacenter's copy: rows and high-water mark change together (section 3, step 5). */
+export interface ReplicaStore {
+  progress(): Promise<Map<Partition, number>>;
+  /** Folds messages that follow `from` in one transaction. @throws NeedsRecords, Overtaken */
+  apply(partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied>;
+}
+
+export class PostgresReplicaStore implements ReplicaStore {
+  readonly #log: Logger;
+
+  constructor(
+    private readonly database: Database,
+    private readonly site: SiteName,
+    log: Logger,
+  ) {
+    this.#log = log.with({ component: "replica-store" });
+  }
+
+  async progress(): Promise<Map<Partition, number>> {
+    const { rows } = await this.database.pool.query<{ partition: number; sequence: number }>("SELECT partition, sequence FROM partition_progress");
+    return new Map(rows.map((row) => [row.partition as Partition, row.sequence]));
+  }
+
+  apply(partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied> {
+    return this.database.transaction((client) => this.#apply(client, partition, from, messages));
+  }
+
+  async #apply(client: Client, partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied> {
+    const through = messages.at(-1)?.sequence ?? from;
+    const moved = await client.query({
+      name: "advance_progress",
+      text: "UPDATE partition_progress SET sequence = $3 WHERE partition = $1 AND sequence = $2",
+      values: [partition, from, through],
+    });
+    if (moved.rowCount !== 1) throw new Overtaken();
+    const heads = await lockHeads(client, [...new Set(messages.map((m) => m.shard))]);
+    const full = new Set<ShardId>();
+    const advanced = new Set<ShardId>();
+    const adoptions: Adoption[] = [];
+    const stopped: FullHead[] = [];
+    const committedAt = new Map<ShardId, number>();
+    let rows = new RowSet();
+    for (const message of messages) {
+      const head = heads.get(message.shard);
+      if (head === undefined || head.stopped !== null) continue;
+      const stop = (why: string): void => {
+        const next = { ...head, stopped: why, revision: head.revision + 1 };
+        heads.set(head.shard, next);
+        full.add(head.shard);
+        stopped.push(next);
+        this.#log.error("a shard stopped: its log can't be applied", { shard: head.shard, epoch: head.epoch, position: head.position, sequence: message.sequence, why });
+      };
+      if (message.header === null) {
+        stop(message.fault ?? "unreadable");
+        continue;
+      }
+      const step = fold(this.site, head, message.header, message.batch?.open ?? null);
+      switch (step.kind) {
+        case "none":
+          break;
+        case "stop":
+          stop(step.why);
+          break;
+        case "mark":
+          heads.set(head.shard, { ...head, ...step.head });
+          advanced.add(head.shard);
+          break;
+        case "apply": {
+          if (message.batch === null) throw new NeedsRecords(message.sequence);
+          try {
+            const records = message.batch.records.slice(step.skip).map((bytes) => decodeRecord(bytes));
+            records.forEach((record, index) => rows.add(record, step.head.epoch, toPosition(head.position + 1 + index)));
+          } catch (error) {
+            if (!(error instanceof UnreadableRecord)) throw error;
+            stop(error.message);
+            break;
+          }
+          heads.set(head.shard, { ...head, ...step.head });
+          advanced.add(head.shard);
+          committedAt.set(head.shard, message.header.committedAt);
+          break;
+        }
+        case "adopt": {
+          const open = message.batch?.open;
+          if (open === null || open === undefined) throw new NeedsRecords(message.sequence);
+          let divergent = 0;
+          await rows.write(client);
+          rows = new RowSet();
+          if (step.divergentAbove !== null) divergent = await setAside(client, this.site, head, step.divergentAbove);
+          await voidCopies(client, head.shard, head.epoch, step.head.position);
+          const next: FullHead = {
+            ...head,
+            ...step.head,
+            confirmed: step.head.owner === this.site,
+            since: new Date(message.header.committedAt).toISOString(),
+            kind: open.kind,
+            reason: open.reason,
+            revision: head.revision + 1,
+          };
+          await insertHistory(client, message.header, open, head.owner, step.head.position, divergent);
+          heads.set(head.shard, next);
+          full.add(head.shard);
+          adoptions.push({ head: next, before: head, open, divergent });
+          this.#log.info(step.why, { shard: head.shard, epoch: next.epoch, owner: next.owner, state: next.state, position: next.position, kind: open.kind, reason: open.reason, divergent });
+        }
+      }
+    }
+    await rows.write(client);
+    await storeHeads(
+      client,
+      [...full].flatMap((shard) => heads.get(shard) ?? []),
+    );
+    await storePositions(
+      client,
+      [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),
+    );
+    return {
+      through,
+      heads: [...heads.values()],
+      adoptions,
+      stopped,
+      committedAt,
+      jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
+    };
+  }
+}
+
+async function insertHistory(client: Client, header: BatchHeader, open: OpenBody, from: SiteName | null, last: Position, divergent: number): Promise<void> {
+  await client.query(
+    `INSERT INTO history (shard, epoch, at, from_dc, to_dc, kind, reason, by, phases_ms, drained, divergent, last_position)
+     VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (shard, epoch) DO NOTHING`,
+    [header.shard, header.epoch, header.committedAt, from, header.owner, open.kind, open.reason, open.by, JSON.stringify(open.phasesMs), open.drained, divergent, last],
+  );
+}
+
+export type { Epoch };

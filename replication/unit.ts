@@ -1,0 +1,336 @@
+import { Problem } from "../infra/errors.js";
+import type { Client } from "../infra/postgres/database.js";
+import type { Random } from "../infra/random.js";
+import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import type { ClusterRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
+import { unfinished } from "./entities.js";
+import { encodeRecord, type LogRecord } from "./record.js";
+import { fromColumns, shapes, upsert } from "./rows.js";
+import type { Change, Operation, Outcome, Work, Written } from "./work.js";
+
+export interface LockedHead {
+  readonly owner: string | null;
+  readonly epoch: Epoch;
+  readonly state: string;
+  readonly position: Position;
+  readonly tenure: Epoch;
+}
+
+export interface NewRecord {
+  readonly shard: ShardId;
+  readonly epoch: Epoch;
+  readonly position: Position;
+  readonly record: Uint8Array;
+}
+
+/** A record must fit one log message with room for its header (NATS takes 1 MB). */
+const maxRecordBytes = 900_000;
+
+const clusterKey = (tenant: string, id: string): string => `${tenant}/${id}`;
+const keyKey = (tenant: string, shard: number, key: string): string => `${tenant}/${shard}/${key}`;
+
+/** Rows of one owner's transaction: loaded together, decided one after the other, written together. */
+export class Unit {
+  readonly #client: Client;
+  readonly #site: SiteName;
+  readonly #now: number;
+  readonly #random: Random;
+  readonly #rows = new Layer();
+  readonly #heads = new Map<ShardId, LockedHead & { next: Position }>();
+  readonly #records: { readonly shard: ShardId; readonly epoch: Epoch; readonly position: Position; readonly record: LogRecord; readonly bytes: Uint8Array }[] = [];
+  readonly #after: (() => void)[] = [];
+
+  constructor(options: { client: Client; site: SiteName; now: number; random: Random }) {
+    this.#client = options.client;
+    this.#site = options.site;
+    this.#now = options.now;
+    this.#random = options.random;
+  }
+
+  /** Loads what the operations need, each table with one statement. */
+  async load(heads: ReadonlyMap<ShardId, LockedHead>, operations: readonly Operation[]): Promise<void> {
+    for (const [shard, head] of heads) this.#heads.set(shard, { ...head, next: head.position });
+    const clusters = operations.flatMap((o) => o.needs.clusters ?? []);
+    const active = operations.filter((o) => o.needs.activeJobs === true).flatMap((o) => o.needs.clusters ?? []);
+    const jobs = operations.flatMap((o) => o.needs.jobs ?? []);
+    const workers = operations.flatMap((o) => o.needs.workers ?? []);
+    const keys = operations.filter((o) => o.key !== undefined);
+    const query = async <T>(name: string, text: string, values: unknown[]): Promise<T[]> => {
+      const { rows } = await this.#client.query<Record<string, unknown>>({ name, text, values });
+      return rows.map((row) => fromColumns<T>(row));
+    };
+    if (clusters.length > 0)
+      for (const row of await query<ClusterRow>("load_clusters", "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id", [
+        clusters.map((c) => c.tenant),
+        clusters.map((c) => c.id),
+      ]))
+        this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
+    if (active.length > 0)
+      for (const row of await query<JobRow>(
+        "load_active_jobs",
+        "SELECT j.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN jobs j ON j.tenant = k.tenant AND j.cluster_id = k.id WHERE j.status IN ('queued', 'running', 'paused')",
+        [active.map((c) => c.tenant), active.map((c) => c.id)],
+      ))
+        this.#rows.jobs.set(row.id, row);
+    if (jobs.length > 0) {
+      for (const row of await query<JobRow>("load_jobs", "SELECT * FROM jobs WHERE id = ANY($1::text[])", [jobs])) this.#rows.jobs.set(row.id, row);
+      const missing = [...this.#rows.jobs.values()].filter((job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)));
+      if (missing.length > 0)
+        for (const row of await query<ClusterRow>("load_clusters", "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id", [
+          missing.map((j) => j.tenant),
+          missing.map((j) => j.clusterId),
+        ]))
+          this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
+    }
+    if (operations.some((o) => o.needs.tasks === true)) {
+      const wanted = [...new Set([...jobs, ...[...this.#rows.jobs.keys()]])];
+      for (const row of await query<TaskRow>("load_tasks", "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id", [wanted])) this.#rows.tasks.set(row.id, row);
+    }
+    if (workers.length > 0)
+      for (const row of await query<WorkerRow>("load_workers", "SELECT w.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN workers w ON w.tenant = k.tenant AND w.id = k.id", [
+        workers.map((w) => w.tenant),
+        workers.map((w) => w.id),
+      ]))
+        this.#rows.workers.set(clusterKey(row.tenant, row.id), row);
+    if (keys.length > 0)
+      for (const row of await query<KeyRow>(
+        "load_keys",
+        "SELECT i.* FROM unnest($1::text[], $2::text[], $3::int[]) AS k(tenant, key, shard) JOIN idempotency_keys i ON i.tenant = k.tenant AND i.key = k.key AND i.shard = k.shard",
+        [keys.map((o) => o.key?.tenant), keys.map((o) => o.key?.key), keys.map((o) => o.shard)],
+      ))
+        this.#rows.keys.set(keyKey(row.tenant, row.shard, row.key), row);
+  }
+
+  /** Decides one operation on top of those before it; what it changed is dropped when it refuses. */
+  decide(operation: Operation): { written?: Written; error?: unknown } {
+    const head = this.#heads.get(operation.shard);
+    if (head === undefined) return { error: new Problem("not_owner") };
+    const key = operation.key;
+    if (key !== undefined) {
+      const found = this.#rows.keys.get(keyKey(key.tenant, operation.shard, key.key));
+      if (found !== undefined) {
+        if (found.fingerprint !== key.fingerprint) return { error: new Problem("idempotency_key_reused") };
+        const outcome: Outcome = { status: found.status, body: found.body, ...(found.version === null ? {} : { version: found.version }) };
+        return { written: { outcome, epoch: found.changedEpoch, position: found.changedPosition, replayed: true } };
+      }
+    }
+    const draft = new Draft(operation.shard, head, this.#rows, { site: this.#site, now: this.#now, random: this.#random });
+    try {
+      const outcome = operation.decide(draft);
+      const records = draft.changes.map((change, index): LogRecord => ({
+        ...change,
+        at: this.#now,
+        ...(key !== undefined && index === draft.changes.length - 1 ? { key: keyRow(operation, outcome, this.#now) } : {}),
+      }));
+      const encoded = records.map((record) => encodeRecord(record));
+      if (encoded.some((bytes) => bytes.length > maxRecordBytes)) throw new Problem("payload_too_large", `a record may have at most ${maxRecordBytes} bytes`);
+      encoded.forEach((bytes, index) => {
+        const record = records[index];
+        if (record === undefined) return;
+        const at = toPosition(head.next + 1 + index);
+        this.#records.push({ shard: operation.shard, epoch: head.epoch, position: at, record, bytes });
+        if (record.key !== undefined) this.#rows.putKey({ ...record.key, changedEpoch: head.epoch, changedPosition: at });
+      });
+      head.next = toPosition(head.next + encoded.length);
+      this.#rows.take(draft.rows);
+      this.#after.push(...draft.after);
+      return { written: { outcome, epoch: head.epoch, position: head.next, replayed: false } };
+    } catch (error) {
+      return { error };
+    }
+  }
+
+  /** Writes everything: heads first, whose statement checks epoch and state. @throws Problem not_owner; roll back then. */
+  async flush(): Promise<NewRecord[]> {
+    const moved = [...this.#heads].filter(([, head]) => head.next > head.position);
+    if (moved.length > 0) {
+      const { rows } = await this.#client.query<{ shard: number; position: number }>({
+        name: "number_records",
+        text: `UPDATE shard_head h SET position = h.position + v.n
+          FROM unnest($1::int[], $2::bigint[], $3::int[]) AS v(shard, epoch, n)
+          WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.state = 'owned' RETURNING h.shard, h.position`,
+        values: [moved.map(([shard]) => shard), moved.map(([, head]) => head.epoch), moved.map(([, head]) => head.next - head.position)],
+      });
+      const numbered = new Map(rows.map((row) => [row.shard, row.position]));
+      if (moved.some(([shard, head]) => numbered.get(shard) !== head.next)) throw new Problem("not_owner", "the shard moved during the write");
+    }
+    await this.#rows.write(this.#client);
+    if (this.#records.length > 0)
+      await this.#client.query({
+        name: "insert_outbox",
+        text: `INSERT INTO outbox (shard, epoch, position, record, committed_at)
+          SELECT s, e, p, r, to_timestamp($5::float8 / 1000) FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::bytea[]) AS v(s, e, p, r)`,
+        values: [
+          this.#records.map((r) => r.shard),
+          this.#records.map((r) => r.epoch),
+          this.#records.map((r) => r.position),
+          this.#records.map((r) => Buffer.from(r.bytes.buffer, r.bytes.byteOffset, r.bytes.byteLength)),
+          this.#now,
+        ],
+      });
+    return this.#records.map(({ shard, epoch, position, bytes }) => ({ shard, epoch, position, record: bytes }));
+  }
+
+  runAfterCommit(onError: (error: unknown) => void): void {
+    for (const action of this.#after) {
+      try {
+        action();
+      } catch (error) {
+        onError(error);
+      }
+    }
+  }
+}
+
+function keyRow(operation: Operation, outcome: Outcome, now: number): Omit<KeyRow, keyof Placed> {
+  return {
+    tenant: operation.key?.tenant ?? "",
+    key: operation.key?.key ?? "",
+    shard: operation.shard,
+    fingerprint: operation.key?.fingerprint ?? "",
+    status: outcome.status,
+    body: outcome.body ?? null,
+    version: outcome.version ?? null,
+    createdAt: new Date(now).toISOString(),
+  };
+}
+
+/** Rows by key, with a note of which were changed. */
+class Layer {
+  readonly clusters = new Map<string, ClusterRow>();
+  readonly jobs = new Map<string, JobRow>();
+  readonly tasks = new Map<string, TaskRow>();
+  readonly workers = new Map<string, WorkerRow>();
+  readonly keys = new Map<string, KeyRow>();
+  readonly dropped = new Set<string>();
+  readonly stages = new Map<string, string | null>();
+  readonly #changed = { clusters: new Set<string>(), jobs: new Set<string>(), tasks: new Set<string>(), workers: new Set<string>(), keys: new Set<string>() };
+
+  /** Takes a draft's changes over. */
+  take(draft: Layer): void {
+    for (const jobId of draft.dropped) {
+      this.dropped.add(jobId);
+      for (const [id, task] of this.tasks)
+        if (task.jobId === jobId) {
+          this.tasks.delete(id);
+          this.#changed.tasks.delete(id);
+        }
+    }
+    for (const table of ["clusters", "jobs", "tasks", "workers"] as const)
+      for (const [key, row] of draft[table]) {
+        (this[table] as Map<string, unknown>).set(key, row);
+        this.#changed[table].add(key);
+      }
+    for (const [jobId, stage] of draft.stages) {
+      this.stages.set(jobId, stage);
+      const job = this.jobs.get(jobId);
+      if (job !== undefined) this.jobs.set(jobId, { ...job, stage });
+    }
+  }
+
+  async write(client: Client): Promise<void> {
+    if (this.dropped.size > 0) await client.query("DELETE FROM tasks WHERE job_id = ANY($1::text[])", [[...this.dropped]]);
+    const changed = <T>(rows: ReadonlyMap<string, T>, keys: ReadonlySet<string>): T[] => [...keys].flatMap((key) => rows.get(key) ?? []);
+    await upsert(client, shapes.clusters, changed(this.clusters, this.#changed.clusters));
+    await upsert(client, shapes.jobs, changed(this.jobs, this.#changed.jobs));
+    await upsert(client, shapes.workers, changed(this.workers, this.#changed.workers));
+    await upsert(client, shapes.tasks, changed(this.tasks, this.#changed.tasks));
+    const stages = [...this.stages].filter(([jobId]) => !this.#changed.jobs.has(jobId));
+    if (stages.length > 0)
+      await client.query("UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id", [stages.map(([id]) => id), stages.map(([, stage]) => stage)]);
+    await upsert(client, shapes.keys, changed(this.keys, this.#changed.keys));
+  }
+
+  putKey(row: KeyRow): void {
+    const key = keyKey(row.tenant, row.shard, row.key);
+    this.keys.set(key, row);
+    this.#changed.keys.add(key);
+  }
+}
+
+/** One operation's view: its own changes over those of the operations before it. */
+class Draft implements Work {
+  readonly rows = new Layer();
+  readonly changes: Change[] = [];
+  readonly after: (() => void)[] = [];
+  readonly epoch: Epoch;
+  readonly tenure: Epoch;
+  readonly datacenter: SiteName;
+  readonly now: number;
+  readonly #base: Layer;
+  readonly #first: Position;
+  readonly #random: Random;
+
+  constructor(
+    readonly shard: ShardId,
+    head: { readonly epoch: Epoch; readonly tenure: Epoch; readonly next: Position },
+    base: Layer,
+    context: { readonly site: SiteName; readonly now: number; readonly random: Random },
+  ) {
+    this.epoch = head.epoch;
+    this.tenure = head.tenure;
+    this.datacenter = context.site;
+    this.now = context.now;
+    this.#base = base;
+    this.#first = head.next;
+    this.#random = context.random;
+  }
+
+  token(length: number): string {
+    return this.#random.token(length);
+  }
+
+  cluster(tenant: string, id: string): ClusterRow | undefined {
+    const key = clusterKey(tenant, id);
+    return this.rows.clusters.get(key) ?? this.#base.clusters.get(key);
+  }
+
+  job(id: string): JobRow | undefined {
+    return this.rows.jobs.get(id) ?? this.#base.jobs.get(id);
+  }
+
+  activeJob(tenant: string, clusterId: string): JobRow | undefined {
+    const seen = new Map([...this.#base.jobs, ...this.rows.jobs]);
+    return [...seen.values()].find((job) => job.tenant === tenant && job.clusterId === clusterId && unfinished.includes(job.status));
+  }
+
+  tasks(jobId: string): readonly TaskRow[] {
+    const kept = this.rows.dropped.has(jobId) ? [] : [...this.#base.tasks];
+    const seen = new Map([...kept, ...this.rows.tasks]);
+    return [...seen.values()].filter((task) => task.jobId === jobId).sort((a, b) => a.stageIndex - b.stageIndex || a.id.localeCompare(b.id, "en", { numeric: true }));
+  }
+
+  worker(tenant: string, id: string): WorkerRow | undefined {
+    const key = clusterKey(tenant, id);
+    return this.rows.workers.get(key) ?? this.#base.workers.get(key);
+  }
+
+  record(change: Change): Position {
+    this.changes.push(change);
+    const position = toPosition(this.#first + this.changes.length);
+    const place: Placed = { changedEpoch: this.epoch, changedPosition: position };
+    if (change.cluster !== undefined) this.rows.clusters.set(clusterKey(change.cluster.tenant, change.cluster.id), { ...change.cluster, ...place });
+    if (change.job !== undefined) this.rows.jobs.set(change.job.id, { ...change.job, ...place });
+    if (change.worker !== undefined) this.rows.workers.set(clusterKey(change.worker.tenant, change.worker.id), { ...change.worker, ...place });
+    return position;
+  }
+
+  putTask(task: TaskRow): void {
+    this.rows.tasks.set(task.id, task);
+  }
+
+  dropTasks(jobId: string): void {
+    this.rows.dropped.add(jobId);
+    for (const [id, task] of this.rows.tasks) if (task.jobId === jobId) this.rows.tasks.delete(id);
+  }
+
+  setStage(jobId: string, stage: string | null): void {
+    const job = this.rows.jobs.get(jobId);
+    if (job !== undefined) this.rows.jobs.set(jobId, { ...job, stage });
+    else this.rows.stages.set(jobId, stage);
+  }
+
+  afterCommit(action: () => void): void {
+    this.after.push(action);
+  }
+}

@@ -1,0 +1,221 @@
+import type { Time } from "../infra/clock.js";
+import { asError, Problem } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import { isTimeout, type Client, type Database } from "../infra/postgres/database.js";
+import type { Random } from "../infra/random.js";
+import { epoch as toEpoch, position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import { Unit, type LockedHead } from "./unit.js";
+import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
+
+/** What the writer asks before a transaction and again before the acknowledgement (rule f). */
+export interface WriteGate {
+  /** @throws Problem that says why this node may not write the shard now. @returns the epoch that it may write in. */
+  enter(shard: ShardId): Epoch;
+  /** Whether what was committed in this epoch may be acknowledged. */
+  mayAcknowledge(shard: ShardId, epoch: Epoch): boolean;
+}
+
+/** A committed record on its way to the log. */
+export interface Committed {
+  readonly shard: ShardId;
+  readonly epoch: Epoch;
+  readonly position: Position;
+  readonly record: Uint8Array;
+  /** Monotonic milliseconds. */
+  readonly at: number;
+}
+
+export interface WriterEvents {
+  /** After a commit, in position order per shard: the publisher's wake-up. */
+  committed(records: readonly Committed[]): void;
+  /** Resolves once the log holds the position; rejects with a Problem outcome_unknown when that can't be known by the deadline. */
+  published(shard: ShardId, epoch: Epoch, position: Position, deadline: number): Promise<void>;
+}
+
+interface Pending {
+  readonly operation: Operation;
+  readonly epoch: Epoch;
+  readonly deadline: number;
+  /** The append will prove ownership: no lease is needed for the answer (rule f). */
+  readonly proven: boolean;
+  readonly resolve: (written: Written) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+const maxBatch = 256;
+const maxTransactions = 4;
+const maxWaiting = 20_000;
+
+/**
+ * The owner's group-committed transaction (section 3, step 2): all writes that wait are taken together into few multi-row
+ * statements. The statement that numbers the records checks epoch and state, so nothing is written above a fence (invariant 1).
+ */
+export class Writer implements ShardWriter {
+  readonly #database: Database;
+  readonly #gate: WriteGate;
+  readonly #events: WriterEvents;
+  readonly #site: SiteName;
+  readonly #time: Time;
+  readonly #random: Random;
+  readonly #log: Logger;
+  readonly #waiting = new Map<ShardId, Pending[]>();
+  readonly #busy = new Set<ShardId>();
+  #count = 0;
+  #transactions = 0;
+  #scheduled = false;
+
+  constructor(options: { database: Database; gate: WriteGate; events: WriterEvents; site: SiteName; time: Time; random: Random; log: Logger }) {
+    this.#database = options.database;
+    this.#gate = options.gate;
+    this.#events = options.events;
+    this.#site = options.site;
+    this.#time = options.time;
+    this.#random = options.random;
+    this.#log = options.log.with({ component: "writer" });
+  }
+
+  async write(operation: Operation, options: { readonly durability: "local" | "replicated"; readonly deadline: number }): Promise<Written> {
+    const written = await this.#enqueue(operation, options.deadline, options.durability === "replicated");
+    if (options.durability === "replicated") await this.#events.published(operation.shard, written.epoch, written.position, options.deadline);
+    return written;
+  }
+
+  /** Waits until no transaction is under way in these shards (a switchover's step). */
+  get idle(): boolean {
+    return this.#transactions === 0 && this.#count === 0;
+  }
+
+  isBusy(shard: ShardId): boolean {
+    return this.#busy.has(shard) || this.#waiting.has(shard);
+  }
+
+  #enqueue(operation: Operation, deadline: number, proven: boolean): Promise<Written> {
+    const epoch = this.#gate.enter(operation.shard);
+    if (this.#count >= maxWaiting) throw new Problem("overloaded", "too many writes are waiting");
+    return new Promise((resolve, reject) => {
+      const pending: Pending = { operation, epoch, deadline, proven, resolve, reject };
+      const queue = this.#waiting.get(operation.shard);
+      if (queue === undefined) this.#waiting.set(operation.shard, [pending]);
+      else queue.push(pending);
+      this.#count++;
+      this.#schedule();
+    });
+  }
+
+  /** At the end of the event loop's turn, so that what arrived together is committed together. */
+  #schedule(): void {
+    if (this.#scheduled || this.#transactions >= maxTransactions) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      this.#next();
+    });
+  }
+
+  #next(): void {
+    if (this.#transactions >= maxTransactions) return;
+    const batch: Pending[] = [];
+    const shards: ShardId[] = [];
+    for (const [shard, queue] of this.#waiting) {
+      if (this.#busy.has(shard)) continue;
+      const room = maxBatch - batch.length;
+      if (room <= 0) break;
+      const taken = queue.splice(0, room);
+      if (queue.length === 0) this.#waiting.delete(shard);
+      batch.push(...taken);
+      shards.push(shard);
+    }
+    if (batch.length === 0) return;
+    for (const shard of shards) this.#busy.add(shard);
+    this.#transactions++;
+    void this.#run(batch).finally(() => {
+      for (const shard of shards) this.#busy.delete(shard);
+      this.#transactions--;
+      if (this.#waiting.size > 0) this.#schedule();
+    });
+    if (this.#waiting.size > 0) this.#schedule();
+  }
+
+  async #run(batch: readonly Pending[]): Promise<void> {
+    this.#count -= batch.length;
+    const live = batch.filter((pending) => {
+      if (this.#time.monotonic() < pending.deadline) return true;
+      pending.reject(new Problem("deadline_exceeded"));
+      return false;
+    });
+    if (live.length === 0) return;
+    let committing = false;
+    let client: Client | undefined;
+    let broken: Error | undefined;
+    try {
+      client = await this.#database.connect();
+      const unit = new Unit({ client, site: this.#site, now: this.#time.wall(), random: this.#random });
+      const begin = client.query("BEGIN");
+      const heads = await lockHeads(client, [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b));
+      await begin;
+      const allowed = live.filter((pending) => {
+        const head = heads.get(pending.operation.shard);
+        if (head !== undefined && head.epoch === pending.epoch && head.state === "owned") return true;
+        pending.reject(head?.state === "moving" ? new Problem("shard_moving") : new Problem("not_owner", "the shard has moved", head?.owner == null ? {} : { owner: head.owner }));
+        return false;
+      });
+      await unit.load(heads, allowed.map((p) => p.operation));
+      const outcomes = allowed.map((pending) => ({ pending, result: unit.decide(pending.operation) }));
+      const records = await unit.flush();
+      committing = true;
+      await client.query("COMMIT");
+      this.#committed(unit, records, outcomes);
+    } catch (error) {
+      broken = isTimeout(error) ? asError(error) : undefined;
+      if (client !== undefined && broken === undefined && !committing)
+        await client.query("ROLLBACK").catch((failure: unknown) => {
+          broken = asError(failure);
+        });
+      if (committing) broken = asError(error);
+      this.#failed(live, asError(error), committing);
+    } finally {
+      client?.release(broken);
+    }
+  }
+
+  #committed(unit: Unit, records: readonly Omit<Committed, "at">[], outcomes: readonly { pending: Pending; result: { written?: Written; error?: unknown } }[]): void {
+    const at = this.#time.monotonic();
+    if (records.length > 0) this.#events.committed(records.map((record) => ({ ...record, at })));
+    for (const { pending, result } of outcomes) {
+      if (result.written === undefined) pending.reject(result.error);
+      else if (!pending.proven && !this.#gate.mayAcknowledge(pending.operation.shard, pending.epoch))
+        pending.reject(new Problem("outcome_unknown", "the lease ran out while the write was under way"));
+      else pending.resolve(result.written);
+    }
+    unit.runAfterCommit((error) => this.#log.error("an action after a commit failed", { error: asError(error) }));
+  }
+
+  #failed(batch: readonly Pending[], error: Error, committing: boolean): void {
+    this.#log.warn("a transaction failed", { error, committing, writes: batch.length });
+    for (const pending of batch)
+      pending.reject(
+        error instanceof Problem
+          ? error
+          : committing
+            ? new Problem("outcome_unknown", "the database did not answer the commit", { cause: error })
+            : new Problem("no_lease", "the datacenter's database can't be used now", { cause: error }),
+      );
+  }
+}
+
+/** Locks the shards' heads in order, which serialises the writes of a shard over all nodes of the datacenter. */
+async function lockHeads(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
+  const { rows } = await client.query<{ shard: number; owner: string | null; epoch: number; state: string; position: number; tenure: number }>({
+    name: "lock_heads",
+    text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
+    values: [shards],
+  });
+  return new Map(
+    rows.map((row) => [
+      row.shard as ShardId,
+      { owner: row.owner, epoch: toEpoch(row.epoch), state: row.state, position: toPosition(row.position), tenure: toEpoch(row.tenure) },
+    ]),
+  );
+}
+
+export type { Outcome };

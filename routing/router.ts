@@ -1,0 +1,224 @@
+import { pack, unpack } from "msgpackr";
+import type { Time } from "../infra/clock.js";
+import { asError, Problem, type FieldError, type ProblemCode } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import { NoAnswer, NoResponders, type Messenger } from "../infra/nats/messaging.js";
+import type { Service } from "../infra/service.js";
+import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
+import type { ShardMap } from "../shards/map.js";
+import type { Peers } from "../shards/peers.js";
+import type { Changes } from "./changes.js";
+import { route } from "./route.js";
+
+/** A request on its way to its shard's owner. Plain data: it is forwarded as it is. */
+export interface Routed<C> {
+  readonly shard: ShardId;
+  readonly command: C;
+  /** What comes with it, but for the deadline. */
+  readonly context: unknown;
+  /** Monotonic milliseconds of this process. */
+  readonly deadline: number;
+  /** Sending it twice does no harm: a read, or a write with an idempotency key. */
+  readonly repeatable: boolean;
+}
+
+/** Carries a request out where its shard is owned. Owned here, implemented by services. */
+export interface Executor<C, R> {
+  /** @throws Problem; not_owner, no_lease, shard_moving mean: nothing happened, route again. */
+  execute(request: Routed<C>): Promise<R>;
+}
+
+interface Forwarded<C> {
+  readonly shard: number;
+  readonly command: C;
+  readonly context: unknown;
+  readonly timeoutMs: number;
+}
+
+type Answer<R> = { readonly ok: R } | { readonly problem: { readonly code: ProblemCode; readonly detail: string; readonly owner?: string; readonly errors?: readonly FieldError[]; readonly retryAfterSeconds?: number } };
+
+export const rpcSubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.rpc`;
+
+export interface RouterOptions<C, R> {
+  readonly group: string;
+  readonly site: SiteName;
+  readonly time: Time;
+  readonly log: Logger;
+  /** Nearest first; the others reach the owner through another site's server when the direct link is down (one relay). */
+  readonly messengers: readonly Messenger[];
+  readonly map: ShardMap;
+  readonly peers: Peers;
+  readonly changes: Changes;
+  readonly leaseValid: () => boolean;
+  readonly executor: Executor<C, R>;
+}
+
+/** Problems by which a place says that it can't serve the shard now: nothing happened there, another look at the map may help. */
+const elsewhere = new Set<ProblemCode>(["not_owner", "no_lease", "shard_moving", "owner_unreachable", "draining"]);
+/** A forward that a repeatable request waits for, before it is sent again. */
+const tryMs = 3_000;
+/** A forward that may not be repeated still gets this long after its shard moved. */
+const graceMs = 300;
+const pauseMs = 25;
+const maxForwards = 2_000;
+
+/** Serves here, forwards to the owner, or holds until there is one (section 3, step 1). */
+export class Router<C, R> implements Service {
+  readonly name = "router";
+  readonly #o: RouterOptions<C, R>;
+  readonly #log: Logger;
+  readonly #forwards = new Map<SiteName, number>();
+  #unsubscribe: (() => void) | undefined;
+  #serving = 0;
+  #draining = false;
+
+  constructor(options: RouterOptions<C, R>) {
+    this.#o = options;
+    this.#log = options.log.with({ component: "router" });
+  }
+
+  async start(): Promise<void> {
+    const [nearest] = this.#o.messengers;
+    this.#unsubscribe = nearest?.subscribe(rpcSubject(this.#o.group, this.#o.site), (message) => void this.#serve(message.data, (data) => message.respond(data)), { queue: "rpc" });
+  }
+
+  async drain(): Promise<void> {
+    this.#draining = true;
+    this.#unsubscribe?.();
+    const deadline = this.#o.time.monotonic() + 5_000;
+    while (this.#serving > 0 && this.#o.time.monotonic() < deadline) await this.#o.time.sleep(10);
+  }
+
+  async stop(): Promise<void> {
+    this.#unsubscribe?.();
+  }
+
+  /** @returns the answer and how it was reached. @throws Problem */
+  async execute(request: Routed<C>): Promise<{ readonly result: R; readonly route: "local" | "forwarded" }> {
+    let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
+    for (;;) {
+      const head = this.#o.map.get(request.shard);
+      const where = route({ self: this.#o.site, head, leaseValid: this.#o.leaseValid(), ownerState: head?.owner == null ? "dead" : this.#o.peers.state(head.owner) });
+      if (this.#left(request) <= 0) throw this.#tooLate(held ?? (where.kind === "wait" ? where : undefined));
+      if (where.kind === "wait") {
+        held = where;
+        // Not every change is announced (a lease that comes back): look again now and then.
+        await this.#o.changes.next(request.shard, Math.min(this.#left(request), 100));
+        continue;
+      }
+      try {
+        if (where.kind === "here") return { result: await this.#o.executor.execute(request), route: "local" };
+        return { result: await this.#forward(request, where.to, head?.epoch ?? (0 as Epoch)), route: "forwarded" };
+      } catch (error) {
+        if (!(error instanceof Problem) || !elsewhere.has(error.code)) throw error;
+        held = { code: error.code === "not_owner" ? "owner_unreachable" : error.code, why: error.message, owner: error.owner ?? head?.owner ?? null };
+        await this.#o.changes.next(request.shard, Math.min(this.#left(request), pauseMs));
+      }
+    }
+  }
+
+  #tooLate(held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined): Problem {
+    if (held === undefined) return new Problem("deadline_exceeded");
+    return new Problem(held.code, held.why, { ...(held.owner === null ? {} : { owner: held.owner }), retryAfterSeconds: 1 });
+  }
+
+  async #forward(request: Routed<C>, to: SiteName, epoch: Epoch): Promise<R> {
+    const open = this.#forwards.get(to) ?? 0;
+    if (open >= maxForwards) throw new Problem("overloaded", `too many requests wait for ${to}`, { owner: to, retryAfterSeconds: 1 });
+    this.#forwards.set(to, open + 1);
+    try {
+      const left = this.#left(request);
+      const timeoutMs = request.repeatable ? Math.min(left, tryMs) : left;
+      const forwarded: Forwarded<C> = { shard: request.shard, command: request.command, context: request.context, timeoutMs };
+      const answer = await this.#send(request, to, pack(forwarded), timeoutMs, epoch);
+      if ("ok" in answer) return answer.ok;
+      const { code, detail, ...extras } = answer.problem;
+      throw new Problem(code, detail, extras);
+    } finally {
+      this.#forwards.set(to, (this.#forwards.get(to) ?? 1) - 1);
+    }
+  }
+
+  /** Through the own server, else through another site's: one that nobody took certainly had no effect. */
+  async #send(request: Routed<C>, to: SiteName, data: Uint8Array, timeoutMs: number, epoch: Epoch): Promise<Answer<R>> {
+    for (const messenger of this.#o.messengers) {
+      const sent = messenger.request(rpcSubject(this.#o.group, to), data, timeoutMs);
+      sent.catch(() => undefined);
+      try {
+        return unpack(await this.#unlessMoved(request, sent, epoch)) as Answer<R>;
+      } catch (error) {
+        if (error instanceof NoResponders) continue;
+        if (!(error instanceof NoAnswer)) throw error;
+        this.#log.debug("a forward got no answer", { to, shard: request.shard, error: asError(error) });
+        if (request.repeatable) throw new Problem("owner_unreachable", `${to} did not answer`, { owner: to });
+        throw new Problem("outcome_unknown", `${to} took the write and did not answer`, { owner: to });
+      }
+    }
+    throw new Problem("owner_unreachable", `${to} can't be reached`, { owner: to });
+  }
+
+  /** The answer, or NoAnswer soon after the shard moved away from whom it was sent to. */
+  async #unlessMoved(request: Routed<C>, sent: Promise<Uint8Array>, epoch: Epoch): Promise<Uint8Array> {
+    let done = false;
+    const ended = sent.finally(() => (done = true));
+    ended.catch(() => undefined);
+    const moved = (async (): Promise<never> => {
+      while (!done) {
+        await Promise.race([this.#o.changes.next(request.shard, 500), ended.catch(() => undefined)]);
+        const now = this.#o.map.get(request.shard);
+        if (!done && now !== undefined && now.epoch > epoch) {
+          await this.#o.time.sleep(request.repeatable ? 20 : graceMs);
+          break;
+        }
+      }
+      throw new NoAnswer(`shard ${request.shard}`);
+    })();
+    moved.catch(() => undefined);
+    return Promise.race([ended, moved]);
+  }
+
+  async #serve(data: Uint8Array, respond: (data: Uint8Array) => void): Promise<void> {
+    this.#serving++;
+    let answer: Answer<R>;
+    try {
+      if (this.#draining) throw new Problem("draining");
+      const forwarded = unpack(data) as Forwarded<C>;
+      const shard = forwarded.shard as ShardId;
+      const head = this.#o.map.get(shard);
+      const where = route({ self: this.#o.site, head, leaseValid: this.#o.leaseValid(), ownerState: "dead" });
+      if (where.kind !== "here")
+        throw where.kind === "wait" && where.owner === this.#o.site
+          ? new Problem(where.code, where.why, { owner: this.#o.site })
+          : new Problem("not_owner", `${this.#o.site} does not own shard ${shard}`, head?.owner == null ? {} : { owner: head.owner });
+      answer = {
+        ok: await this.#o.executor.execute({
+          shard,
+          command: forwarded.command,
+          context: forwarded.context,
+          deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
+          repeatable: false,
+        }),
+      };
+    } catch (error) {
+      const problem = error instanceof Problem ? error : new Problem("internal", undefined, { cause: error });
+      if (problem.code === "internal") this.#log.error("a forwarded request failed", { error: asError(error) });
+      answer = {
+        problem: {
+          code: problem.code,
+          detail: problem.message,
+          ...(problem.owner === undefined ? {} : { owner: problem.owner }),
+          ...(problem.errors === undefined ? {} : { errors: problem.errors }),
+          ...(problem.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: problem.retryAfterSeconds }),
+        },
+      };
+    } finally {
+      this.#serving--;
+    }
+    respond(pack(answer));
+  }
+
+  #left(request: Routed<C>): number {
+    return request.deadline - this.#o.time.monotonic();
+  }
+}
+

@@ -1,0 +1,58 @@
+import type { Command } from "commander";
+import { UsageError } from "./failure.js";
+import { wholeNumber } from "./parse.js";
+import { common, verb } from "./session.js";
+
+interface Line {
+  readonly shard: number;
+  readonly dc: string;
+  readonly epoch: number;
+  readonly position: number;
+  readonly equal: boolean;
+  readonly clusters: readonly string[];
+}
+
+export function addVerify(program: Command): void {
+  const command = program
+    .command("verify")
+    .description("compare all copies of all shards; exit code 1 when they differ");
+  common(command.option("--timeout <s>", "seconds (default: 300)", wholeNumber(1, 100_000))).action(
+    verb<{ timeout?: number }>(async (session, { timeout = 300 }) => {
+      const items: Line[] = [];
+      for await (const line of session.client.lines<Line>("/v1/verify", timeout * 1000)) items.push(line);
+      const different = items.filter((line) => !line.equal);
+      const equal = different.length === 0;
+      const shards = new Set(items.map((line) => line.shard)).size;
+      const text = [
+        ...different.map(
+          (line) =>
+            `shard ${line.shard} in ${line.dc} differs at ${line.epoch}:${line.position}: ${line.clusters.join(", ")}`,
+        ),
+        equal
+          ? `${items.length} copies of ${shards} shards: all equal`
+          : `${different.length} of ${items.length} copies differ`,
+      ];
+      session.show({ equal, items }, text.join("\n"));
+      if (!equal) process.stderr.write(`hothot: copies_differ: ${different.length} of ${items.length}\n`);
+      return equal ? 0 : 1;
+    }),
+  );
+}
+
+export function addRepair(program: Command): void {
+  const command = program
+    .command("repair")
+    .description("copy a shard or a cluster again from a copy whose digest is right");
+  command.option("--shard <n>", "all of a shard", wholeNumber(0, 65_535)).option("--cluster <id>", "one cluster");
+  common(command, true).action(
+    verb<{ shard?: number; cluster?: string }>(async (session, { shard, cluster }) => {
+      if ((shard === undefined) === (cluster === undefined)) throw new UsageError("give either --shard or --cluster");
+      const answer = await session.act("POST", "/v1/repair", {
+        body: shard === undefined ? { clusterId: cluster } : { shard },
+        timeoutMs: 300_000,
+      });
+      if (!session.dryRun) session.show(answer);
+      return 0;
+    }),
+  );
+}

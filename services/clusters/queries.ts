@@ -1,0 +1,52 @@
+import { sql } from "kysely";
+import type { Db } from "../../infra/postgres/database.js";
+import type { ClusterRow, JobRow, TaskRow } from "../../replication/entities.js";
+import type { ShardId } from "../../shards/ids.js";
+import type { ClusterQuery, JobQuery, Page } from "../api.js";
+
+/** Reads of one datacenter's copy. */
+export class Queries {
+  constructor(private readonly db: Db) {}
+
+  async cluster(tenant: string, id: string): Promise<ClusterRow | undefined> {
+    return (await this.db.selectFrom("clusters").selectAll().where("tenant", "=", tenant).where("id", "=", id).executeTakeFirst()) as ClusterRow | undefined;
+  }
+
+  /** In id order; `shards` narrows to those of an owner. */
+  async clusters(tenant: string, query: ClusterQuery, shards: readonly ShardId[] | null): Promise<{ rows: ClusterRow[]; next: string | null }> {
+    let select = this.db.selectFrom("clusters").selectAll().where("tenant", "=", tenant).where("deleted", "=", false);
+    if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
+    if (query.status !== undefined) select = select.where("status", "=", query.status);
+    if (query.shard !== undefined) select = select.where("shard", "=", query.shard);
+    if (shards !== null) select = select.where(sql<boolean>`shard = ANY(${shards}::int[])`);
+    if (query.label !== undefined) select = select.where(sql<boolean>`labels ->> ${query.label.name} = ${query.label.value}`);
+    return page((await select.orderBy("id").limit(query.limit + 1).execute()) as unknown as ClusterRow[], query, (row) => row.id);
+  }
+
+  async job(tenant: string, id: string): Promise<JobRow | undefined> {
+    return (await this.db.selectFrom("jobs").selectAll().where("tenant", "=", tenant).where("id", "=", id).executeTakeFirst()) as JobRow | undefined;
+  }
+
+  async jobs(tenant: string, query: JobQuery): Promise<{ rows: JobRow[]; next: string | null }> {
+    let select = this.db.selectFrom("jobs").selectAll().where("tenant", "=", tenant);
+    if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
+    if (query.status !== undefined) select = select.where("status", "=", query.status);
+    if (query.cluster !== undefined) select = select.where("clusterId", "=", query.cluster);
+    return page((await select.orderBy("id").limit(query.limit + 1).execute()) as unknown as JobRow[], query, (row) => row.id);
+  }
+
+  async tasks(jobId: string): Promise<TaskRow[]> {
+    return (await this.db.selectFrom("tasks").selectAll().where("jobId", "=", jobId).orderBy("stageIndex").orderBy("id").execute()) as unknown as TaskRow[];
+  }
+}
+
+/** One more row than asked for tells whether there is a next page. */
+export function page<T>(rows: T[], query: Page, key: (row: T) => string): { rows: T[]; next: string | null } {
+  if (rows.length <= query.limit) return { rows, next: null };
+  const kept = rows.slice(0, query.limit);
+  const last = kept.at(-1);
+  return { rows: kept, next: last === undefined ? null : encodeCursor(key(last)) };
+}
+
+export const encodeCursor = (text: string): string => Buffer.from(text, "utf8").toString("base64url");
+export const decodeCursor = (cursor: string): string => Buffer.from(cursor, "base64url").toString("utf8");

@@ -1,0 +1,164 @@
+import { createHash } from "node:crypto";
+import { Problem } from "../infra/errors.js";
+import type { Operation, ShardWriter } from "../replication/work.js";
+import type { Executor, Routed } from "../routing/router.js";
+import type { ShardId, SiteName } from "../shards/ids.js";
+import { shardOf } from "../shards/ids.js";
+import type { ShardMap } from "../shards/map.js";
+import type { Caller, Command, Reply } from "./api.js";
+import { clusterView, createCluster, deleteCluster, putCluster } from "./clusters/operations.js";
+import type { Queries } from "./clusters/queries.js";
+import { parseJobId, parseTaskId } from "./jobs/ids.js";
+import { putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
+
+/** What goes along with a command to its owner. */
+export interface CommandContext {
+  readonly caller: Caller;
+  readonly durability: "local" | "replicated";
+  readonly requestId: string;
+  readonly traceparent: string | null;
+  readonly key: string | null;
+}
+
+export type RoutedCommand = Routed<Command> & { readonly context: CommandContext };
+
+/** The shard that a command belongs to. @throws Problem not_found for ids that can't exist. */
+export function shardOfCommand(command: Command, shards: number): ShardId {
+  const known = (shard: ShardId | undefined, what: string): ShardId => {
+    if (shard === undefined || shard >= shards) throw new Problem("not_found", `There is no such ${what}.`);
+    return shard;
+  };
+  switch (command.type) {
+    case "cluster.create":
+      if (command.id === undefined) throw new TypeError("a create is given its id before it is routed");
+      return shardOf(command.id, shards);
+    case "cluster.put":
+    case "cluster.delete":
+    case "cluster.get":
+      return shardOf(command.id, shards);
+    case "job.start":
+      return shardOf(command.clusterId, shards);
+    case "job.cancel":
+    case "job.retry":
+    case "job.pause":
+    case "job.resume":
+    case "job.tasks":
+      return known(parseJobId(command.jobId), "job");
+    case "worker.put":
+      return shardOf(command.workerId, shards);
+    case "task.heartbeat":
+    case "task.finish":
+      return known(parseTaskId(command.taskId)?.shard, "task");
+  }
+}
+
+/** Twice does no harm, whoever asks. */
+const repeatableTypes = new Set<Command["type"]>(["cluster.get", "job.tasks", "task.heartbeat", "task.finish", "worker.put"]);
+export const isRepeatable = (command: Command, key: string | null): boolean => key !== null || repeatableTypes.has(command.type);
+
+export interface ExecutorOptions {
+  readonly site: SiteName;
+  readonly servedBy: string;
+  readonly shards: number;
+  readonly map: ShardMap;
+  readonly writer: ShardWriter;
+  readonly queries: Queries;
+  readonly jobs: JobOperations;
+  readonly tasks: TaskOperations;
+  readonly leaseValid: () => boolean;
+  readonly published: (shard: ShardId, position: number, epoch: number, deadline: number) => Promise<void>;
+  readonly onStaleFinish: () => void;
+}
+
+/** Carries commands out where their shard is owned. */
+export class CommandExecutor implements Executor<Command, Reply> {
+  constructor(private readonly o: ExecutorOptions) {}
+
+  async execute(request: Routed<Command>): Promise<Reply> {
+    const context = request.context as CommandContext;
+    const { command } = request;
+    if (command.type === "cluster.get") return this.#get(request, context, command.id);
+    const operation = this.#operation(command, request.shard, context);
+    const keyed: Operation =
+      context.key === null ? operation : { ...operation, key: { tenant: context.caller.tenant, key: context.key, fingerprint: fingerprint(command) } };
+    try {
+      const written = await this.o.writer.write(keyed, { durability: context.durability, deadline: request.deadline });
+      return {
+        status: written.outcome.status,
+        ...(written.outcome.status === 204 ? {} : { body: written.outcome.body }),
+        ...(written.outcome.version === undefined ? {} : { version: written.outcome.version }),
+        ...(command.type === "job.tasks" ? {} : { place: { shard: request.shard, epoch: written.epoch, position: written.position } }),
+        owner: this.o.site,
+        servedBy: this.o.servedBy,
+        ...(written.replayed ? { replayed: true } : {}),
+      };
+    } catch (error) {
+      if (error instanceof Problem && error.code === "stale_token") this.o.onStaleFinish();
+      throw error;
+    }
+  }
+
+  #operation(command: Exclude<Command, { type: "cluster.get" }>, shard: ShardId, context: CommandContext): Operation {
+    const { tenant } = context.caller;
+    switch (command.type) {
+      case "cluster.create":
+        return createCluster({ tenant, id: command.id ?? "", shard }, command.fields);
+      case "cluster.put":
+        return putCluster({ tenant, id: command.id, shard }, command.fields, command.condition);
+      case "cluster.delete":
+        return deleteCluster({ tenant, id: command.id, shard }, command.condition);
+      case "job.start":
+        return this.o.jobs.start({ tenant, clusterId: command.clusterId, shard, type: command.operation, input: command.input, notBefore: command.notBefore });
+      case "job.cancel":
+        return this.o.jobs.cancel(tenant, command.jobId);
+      case "job.retry":
+        return this.o.jobs.retry(tenant, command.jobId);
+      case "job.pause":
+        return this.o.jobs.pause(tenant, command.jobId);
+      case "job.resume":
+        return this.o.jobs.resume(tenant, command.jobId);
+      case "job.tasks":
+        return this.o.tasks.list(tenant, command.jobId);
+      case "worker.put":
+        return putWorker({ tenant, id: command.workerId, shard, capacity: command.capacity, labels: command.labels });
+      case "task.heartbeat":
+        return this.o.tasks.heartbeat(tenant, command.taskId, command.token, command.workerId);
+      case "task.finish":
+        return this.o.tasks.finish({ tenant, ...command });
+    }
+  }
+
+  /** Linearizable: the lease is checked before and after, and the epoch is the same (rule f). */
+  async #get(request: Routed<Command>, context: CommandContext, id: string): Promise<Reply> {
+    const before = this.#held(request.shard);
+    const row = await this.o.queries.cluster(context.caller.tenant, id);
+    if (row !== undefined && context.durability === "replicated") await this.o.published(request.shard, row.changedPosition, row.changedEpoch, request.deadline);
+    if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
+    if (row === undefined || row.deleted) throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
+    return { status: 200, body: clusterView(row, this.o.site), version: row.version, owner: this.o.site, servedBy: this.o.servedBy };
+  }
+
+  #held(shard: ShardId): number {
+    const head = this.o.map.get(shard);
+    if (head?.owner !== this.o.site) throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
+    if (head.state === "moving") throw new Problem("shard_moving");
+    if (head.state !== "owned" || !head.confirmed || !this.o.leaseValid()) throw new Problem("no_lease");
+    return head.epoch;
+  }
+}
+
+/** Of what the caller asked: the same key with another request is refused. */
+function fingerprint(command: Command): string {
+  return createHash("sha256").update(canonical(command)).digest("base64url").slice(0, 32);
+}
+
+function canonical(value: unknown): string {
+  if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
+  if (typeof value === "object" && value !== null)
+    return `{${Object.entries(value)
+      .filter(([, v]) => v !== undefined)
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .map(([key, v]) => `${JSON.stringify(key)}:${canonical(v)}`)
+      .join(",")}}`;
+  return JSON.stringify(value) ?? "null";
+}

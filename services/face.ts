@@ -1,0 +1,277 @@
+import { createHash } from "node:crypto";
+import { Problem } from "../infra/errors.js";
+import type { JsonObject } from "../replication/entities.js";
+import { shardOf, type Epoch, type Position, type ShardId } from "../shards/ids.js";
+import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
+import type { ClusterQuery, Command, Datacenter, DcEvent, JobQuery, Listed, Page, Place, Reply, RequestContext, TakeRequest, VerifyLine } from "./api.js";
+import { clusterView } from "./clusters/operations.js";
+import { decodeCursor, encodeCursor } from "./clusters/queries.js";
+import type { DatacenterParts } from "./datacenter.js";
+import { isRepeatable, shardOfCommand, type CommandContext } from "./executor.js";
+import { jobView } from "./jobs/operations.js";
+import type { Verifier } from "./verify.js";
+
+/** What HTTP stands on, in front of a datacenter's process. */
+export class Face implements Datacenter {
+  readonly name: string;
+  readonly node: string;
+  readonly #p: DatacenterParts;
+  readonly #verifier: Verifier;
+  readonly #listeners = new Set<(event: DcEvent) => void>();
+
+  constructor(parts: DatacenterParts, verifier: Verifier) {
+    this.#p = parts;
+    this.#verifier = verifier;
+    this.name = parts.site;
+    this.node = parts.node;
+    parts.map.onChange((head, before) => {
+      if (before === undefined || before.epoch !== head.epoch || before.state !== head.state)
+        this.#emit({ type: "ownership", data: { shard: head.shard, owner: head.owner, epoch: head.epoch, state: shownState(head.state), reason: head.reason } });
+    });
+    parts.leases.onChange((valid) => this.#emit({ type: "health", data: { dc: this.name, node: this.node, state: parts.state(), lease: valid } }));
+    parts.jobEvents.on({ jobChanged: (job) => this.#emit({ type: "job", data: job }) });
+    const { metrics } = parts;
+    metrics.beforeScrape(async () => {
+      metrics.ownedShards.set(parts.map.ownedBy(this.name).length);
+      metrics.leaseSecondsLeft.set(parts.leases.msLeft / 1000);
+      const { rows } = await parts.control.pool.query<{ unpublished: number; divergent: number }>(
+        "SELECT (SELECT coalesce(sum(position - published), 0)::int FROM shard_head WHERE owner = $1) AS unpublished, (SELECT count(*)::int FROM divergent_operations WHERE status = 'open') AS divergent",
+        [this.name],
+      );
+      metrics.unpublishedRecords.set(rows[0]?.unpublished ?? 0);
+      metrics.divergentOperations.set(rows[0]?.divergent ?? 0);
+    });
+  }
+
+  async execute(context: RequestContext, command: Command): Promise<Reply> {
+    const began = this.#p.time.monotonic();
+    const key = context.idempotencyKey ?? null;
+    const placed = command.type === "cluster.create" && command.id === undefined ? { ...command, id: this.#newId(context.caller.tenant, key) } : command;
+    const labels = { durability: context.durability };
+    const isWrite = placed.type !== "cluster.get" && placed.type !== "job.tasks";
+    try {
+      if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+      const { result, route } = await this.#p.router.execute({
+        shard: shardOfCommand(placed, this.#p.shards),
+        command: placed,
+        context: { caller: context.caller, durability: context.durability, requestId: context.requestId, traceparent: context.traceparent ?? null, key } satisfies CommandContext,
+        deadline: context.deadline,
+        repeatable: isRepeatable(placed, key),
+      });
+      if (isWrite) {
+        this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route });
+        this.#p.metrics.writeSeconds.observe((this.#p.time.monotonic() - began) / 1000);
+      }
+      return result;
+    } catch (error) {
+      if (isWrite) this.#p.metrics.writes.inc({ ...labels, outcome: error instanceof Problem ? error.code : "internal", route: "local" });
+      throw error;
+    }
+  }
+
+  async getCluster(context: RequestContext, id: string): Promise<Reply> {
+    const shard = shardOf(id, this.#p.shards);
+    const waits = this.#p.restorer.isWaiting(shard, context.caller.tenant, id);
+    if (context.consistency === "owner" || waits) return this.execute(context, { type: "cluster.get", id });
+    if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+    const row = await this.#p.queries.cluster(context.caller.tenant, id);
+    const owner = this.#p.map.get(shard)?.owner ?? null;
+    if (row === undefined || row.deleted) throw new Problem("not_found", `There is no cluster ${id}.`, owner === null ? {} : { owner });
+    return { status: 200, body: clusterView(row, owner), version: row.version, ...this.#localRead(shard) };
+  }
+
+  async listClusters(context: RequestContext, query: ClusterQuery): Promise<Reply> {
+    if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+    const shards = query.owner === undefined ? null : this.#p.map.ownedBy(query.owner).map((head) => head.shard);
+    const { rows, next } = await this.#p.queries.clusters(context.caller.tenant, query, shards);
+    const items = rows.map((row) => clusterView(row, this.#p.map.get(row.shard)?.owner ?? null));
+    return { status: 200, body: { items, nextCursor: next }, ...this.#localRead(null) };
+  }
+
+  async getJob(context: RequestContext, id: string): Promise<Reply> {
+    if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+    const job = await this.#p.queries.job(context.caller.tenant, id);
+    if (job === undefined) throw new Problem("not_found", `There is no job ${id}.`);
+    return { status: 200, body: jobView(job), ...this.#localRead(job.shard) };
+  }
+
+  async listJobs(context: RequestContext, query: JobQuery): Promise<Reply> {
+    if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+    const { rows, next } = await this.#p.queries.jobs(context.caller.tenant, query);
+    return { status: 200, body: { items: rows.map((row) => jobView(row)), nextCursor: next }, ...this.#localRead(null) };
+  }
+
+  async takeTasks(context: RequestContext, request: TakeRequest, signal: AbortSignal): Promise<Reply> {
+    const tasks = await this.#p.dispatcher.take({ ...request, tenant: context.caller.tenant }, signal);
+    return { status: 200, body: { tasks }, servedBy: this.#p.servedBy };
+  }
+
+  async workerHeartbeat(context: RequestContext, workerId: string): Promise<Reply> {
+    const found = await this.#p.data.db
+      .selectFrom("workers")
+      .select("id")
+      .where("tenant", "=", context.caller.tenant)
+      .where("id", "=", workerId)
+      .where("deleted", "=", false)
+      .executeTakeFirst();
+    if (found === undefined) throw new Problem("not_found", `Worker ${workerId} is not registered.`);
+    return { status: 200, body: {}, servedBy: this.#p.servedBy };
+  }
+
+  async topology(): Promise<JsonObject> {
+    const { map, peers, siteSets, leases } = this.#p;
+    const set = siteSets.set;
+    const datacenters = datacentersOf(set).map((name) => {
+      const shardsOwned = map.ownedBy(name).length;
+      if (name === this.name) {
+        const lag = this.#p.worstLag();
+        return { name, url: this.#p.url, state: this.#p.state(), leaseMsLeft: Math.round(leases.msLeft), shardsOwned, lag };
+      }
+      const report = peers.lastReport(name);
+      const state = peers.state(name);
+      const gone = state === "dead";
+      return {
+        name,
+        url: report?.url ?? null,
+        state,
+        leaseMsLeft: gone ? 0 : Math.round(report?.leaseMsLeft ?? 0),
+        shardsOwned,
+        lag: { positions: gone ? null : (report?.lagPositions ?? null), ms: gone ? null : (report?.lagMs ?? null) },
+      };
+    });
+    const hears = leases.hears;
+    const witnesses = set.sites.filter((site) => site.witness).map((site) => ({ name: site.name, state: hears.includes(site.name) ? "serving" : "dead" }));
+    return { datacenters, witnesses, shards: set.shards, partitions: set.partitions, failoverPaused: set.failoverPaused, automaticTakeover: automaticTakeover(set), seenFrom: this.name };
+  }
+
+  async shards(): Promise<Listed> {
+    const items = this.#p.map.all().map((head) => ({
+      shard: head.shard,
+      partition: head.partition,
+      owner: head.owner,
+      epoch: head.epoch,
+      state: shownState(head.owner === null ? "none" : head.state),
+      position: this.#p.progress.place(head.shard).position,
+      since: head.since,
+      reason: head.reason === "" ? head.kind : `${head.kind}: ${head.reason}`,
+    }));
+    return { items, nextCursor: null };
+  }
+
+  async history(page: Page): Promise<Listed> {
+    const after = page.cursor === undefined ? null : (JSON.parse(decodeCursor(page.cursor)) as [string, number, number]);
+    const { rows } = await this.#p.control.pool.query<{ shard: number; epoch: number; at: string; from_dc: string | null; to_dc: string; kind: string; reason: string; by: string; phases_ms: object; drained: number; divergent: number }>(
+      `SELECT * FROM history WHERE $1::timestamptz IS NULL OR (at, shard, epoch) > ($1::timestamptz, $2::int, $3::bigint) ORDER BY at, shard, epoch LIMIT $4`,
+      [after?.[0] ?? null, after?.[1] ?? 0, after?.[2] ?? 0, page.limit + 1],
+    );
+    const items = rows.slice(0, page.limit).map((row) => ({
+      id: `${row.shard}-${row.epoch}`,
+      at: row.at,
+      shard: row.shard,
+      epoch: row.epoch,
+      from: row.from_dc,
+      to: row.to_dc,
+      kind: row.kind,
+      reason: row.reason,
+      by: row.by,
+      phasesMs: row.phases_ms,
+      drained: row.drained,
+      divergent: row.divergent,
+    }));
+    const last = items.at(-1);
+    return { items, nextCursor: rows.length > page.limit && last !== undefined ? encodeCursor(JSON.stringify([last.at, last.shard, last.epoch])) : null };
+  }
+
+  async lag(): Promise<Listed> {
+    const items = this.#p.map.all().map((head) => ({ shard: head.shard, owner: head.owner, ...(head.owner === this.name ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)) }));
+    return { items, nextCursor: null };
+  }
+
+  async divergent(query: Page & { readonly status?: string }): Promise<Listed> {
+    let select = this.#p.data.db.selectFrom("divergentOperations").selectAll();
+    if (query.status !== undefined) select = select.where("status", "=", query.status);
+    if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
+    const rows = await select.orderBy("id").limit(query.limit + 1).execute();
+    const items = rows.slice(0, query.limit).map(divergentView);
+    return { items, nextCursor: rows.length > query.limit ? encodeCursor(rows[query.limit - 1]?.id ?? "") : null };
+  }
+
+  async divergentById(id: string): Promise<JsonObject> {
+    const row = await this.#p.data.db.selectFrom("divergentOperations").selectAll().where("id", "=", id).executeTakeFirst();
+    if (row === undefined) throw new Problem("not_found", `There is no divergent operation ${id} here.`);
+    const current = await this.#p.queries.cluster(row.tenant, row.clusterId);
+    const shown = current === undefined || current.deleted ? null : clusterView(current, this.#p.map.get(current.shard)?.owner ?? null);
+    const value = (row.value as { cluster?: Parameters<typeof clusterView>[0] }).cluster;
+    const { compare } = await import("fast-json-patch").then((module) => module.default);
+    const diff = value === undefined ? [] : compare(shown ?? {}, clusterView(value, this.#p.map.get(value.shard)?.owner ?? null));
+    return { ...divergentView(row), current: shown, diff };
+  }
+
+  verify(signal: AbortSignal): AsyncIterable<VerifyLine> {
+    return this.#verifier.run(signal);
+  }
+
+  readiness(): { ready: boolean; reason: string | null; lagMs: number } {
+    const state = this.#p.state();
+    const lagMs = this.#p.worstLag().ms;
+    const reasons = { serving: null, fenced: "no lease: too few sites promise it one, or the database takes no writes", catching_up: "catching up with the other datacenters" } as const;
+    return { ready: state === "serving", reason: reasons[state], lagMs };
+  }
+
+  onEvent(listener: (event: DcEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  metrics(): Promise<{ readonly contentType: string; readonly text: string }> {
+    return this.#p.metrics.render();
+  }
+
+  #emit(event: DcEvent): void {
+    for (const listener of this.#listeners) listener(event);
+  }
+
+  #localRead(shard: ShardId | null): Pick<Reply, "servedBy" | "lagMs" | "stale" | "owner"> {
+    const owner = shard === null ? null : (this.#p.map.get(shard)?.owner ?? null);
+    const lag = shard === null ? this.#p.worstLag().ms : owner === this.name ? null : this.#p.progress.lag(shard).ms;
+    return {
+      servedBy: this.#p.servedBy,
+      ...(owner === null ? {} : { owner }),
+      ...(lag === null ? {} : { lagMs: lag }),
+      ...(this.#p.leases.valid ? {} : { stale: true }),
+    };
+  }
+
+  /** Waits until this datacenter has applied the place. @throws Problem position_lost, deadline_exceeded */
+  async #reach(place: Place, deadline: number): Promise<void> {
+    if (place.shard >= this.#p.shards) throw new Problem("invalid_request", undefined, { errors: [{ path: "header/Hothot-Min-Position", message: `there are ${this.#p.shards} shards` }] });
+    await this.#p.progress.wait(place.shard, place.epoch, place.position, deadline);
+    if (this.#p.progress.place(place.shard).epoch > place.epoch && (await this.#lost(place.shard, place.epoch, place.position)))
+      throw new Problem("position_lost", `Epoch ${place.epoch} of shard ${place.shard} ended before position ${place.position}.`);
+  }
+
+  async #lost(shard: ShardId, epoch: Epoch, position: Position): Promise<boolean> {
+    const { rows } = await this.#p.data.pool.query<{ last_position: number }>("SELECT last_position FROM history WHERE shard = $1 AND epoch > $2 ORDER BY epoch LIMIT 1", [shard, epoch]);
+    const ended = rows[0]?.last_position;
+    return ended !== undefined && position > ended;
+  }
+
+  /** With a key the id follows from tenant and key; else it is random, of a shard that this datacenter owns (any, if it owns none). */
+  #newId(tenant: string, key: string | null): string {
+    if (key !== null) return `c-${createHash("sha256").update(`${tenant}\n${key}`).digest("hex").slice(0, 24)}`;
+    const owned = new Set(this.#p.map.ownedBy(this.name).map((head) => head.shard));
+    let id = `c-${this.#p.random.token(16)}`;
+    for (let tries = 0; owned.size > 0 && tries < 10_000 && !owned.has(shardOf(id, this.#p.shards)); tries++) id = `c-${this.#p.random.token(16)}`;
+    return id;
+  }
+}
+
+/** `owned`, `moving` or `unowned`, as anybody in the group would say of the shard. */
+function shownState(state: string): string {
+  return state === "moving" ? "moving" : state === "none" || state === "suspended" ? "unowned" : "owned";
+}
+
+function divergentView(row: { id: string; dc: string; shard: number; epoch: number; position: number; clusterId: string; type: string; version: number | null; value: unknown; idempotencyKey: string | null; committedAt: string; status: string }): JsonObject {
+  const { id, dc, shard, epoch, position, clusterId, type, version, value, idempotencyKey, committedAt, status } = row;
+  return { id, dc, shard, epoch, position, clusterId, type, version, value, idempotencyKey, committedAt, status };
+}

@@ -1,0 +1,222 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Timer } from "../../infra/clock.js";
+import { asError, Problem, type FieldError } from "../../infra/errors.js";
+import type { Logger } from "../../infra/logger.js";
+import type { Caller, Condition, RequestContext } from "../api.js";
+import { isGone, sendAnswer, sendProblem } from "./answer.js";
+import { checkMediaType, ClientGone, hasBody, readBody, type BodyBudget } from "./body.js";
+import { check } from "./faults.js";
+import { parseJson, refused } from "./json.js";
+import type { Lanes } from "./lanes.js";
+import { readQuery } from "./query.js";
+import { givenRequestId, readCondition, readContext, readTimeout, type HeaderRules } from "./request-headers.js";
+import type { Answer, Call, HttpOptions, Route } from "./types.js";
+
+/** What all exchanges of a server share. */
+export interface Shared {
+  readonly options: HttpOptions;
+  readonly log: Logger;
+  readonly lanes: Lanes;
+  readonly bodies: BodyBudget;
+  readonly graceMs: number;
+  /** Exchanges that wait or stream: aborted when the process drains. */
+  readonly abortable: Set<AbortController>;
+  readonly draining: () => boolean;
+  readonly requestId: () => string;
+}
+
+const anonymous: Caller = Object.freeze({ tenant: "", principal: "anonymous" });
+/** A client that reads slowly has this long to get the rest of what was written. */
+const lingerMs = 2_000;
+const never = new AbortController().signal;
+
+/** Serves one request, from its head to its answer and its log line. Never throws. */
+export async function exchange(
+  shared: Shared,
+  route: Route,
+  request: IncomingMessage,
+  response: ServerResponse,
+  params: unknown,
+): Promise<void> {
+  const { options, lanes } = shared;
+  const started = options.time.monotonic();
+  const requestId = givenRequestId(request.headers) ?? shared.requestId();
+  const counted = route.lane !== "probe";
+  let abort: AbortController | undefined;
+  let failure: unknown;
+  if (counted) lanes.opened();
+  try {
+    if (counted && shared.draining()) throw new Problem("draining", undefined, { retryAfterSeconds: 1 });
+    lanes.admit(route.lane);
+    const checked = await readCall(shared, route, request, params, requestId, started);
+    if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
+    lanes.enter(route.lane);
+    try {
+      const call: Call = { ...checked, request, response, signal: abort?.signal ?? never };
+      const answer = await (route.lane === "stream" ? route.handle(call) : beforeLate(shared, route, call));
+      if (answer !== undefined && !isGone(request, response))
+        sendAnswer(response, answer, requestId, shared.draining());
+    } finally {
+      lanes.leave(route.lane);
+    }
+  } catch (error) {
+    failure = error;
+    fail(shared, request, response, error, requestId);
+  } finally {
+    if (abort !== undefined) shared.abortable.delete(abort);
+    if (counted) lanes.answered();
+    report(shared, route, request, response, requestId, options.time.monotonic() - started, failure);
+  }
+}
+
+/** Everything that the request says, checked; all faults are told at once. */
+async function readCall(
+  shared: Shared,
+  route: Route,
+  request: IncomingMessage,
+  params: unknown,
+  requestId: string,
+  started: number,
+): Promise<Omit<Call, "request" | "response" | "signal">> {
+  const { options } = shared;
+  const rules: HeaderRules = { write: route.write === true, conditional: route.conditional === true };
+  const faults: FieldError[] = [];
+  const caller = options.authenticate?.(request) ?? anonymous;
+  const asked = readTimeout(request.headers, faults);
+  const bodyDeadline = started + (asked ?? options.config.defaultTimeoutMs);
+  const path = route.params === undefined ? undefined : check(route.params, params, "path", faults);
+  const query =
+    route.query === undefined ? undefined : check(route.query, readQuery(request.url ?? "", faults), "query", faults);
+  const condition: Condition = readCondition(request.headers, rules, faults);
+  const body = await readJsonBody(shared, route, request, bodyDeadline, faults);
+  const { defaultTimeoutMs } = options.config;
+  const timeoutMs =
+    asked ?? (faults.length > 0 ? undefined : route.timeoutMs?.(body, defaultTimeoutMs)) ?? defaultTimeoutMs;
+  const context: RequestContext = readContext(
+    request.headers,
+    rules,
+    { requestId, caller, deadline: started + timeoutMs },
+    faults,
+  );
+  if (faults.length > 0) throw refused(faults);
+  return { context, condition, path, query, body };
+}
+
+async function readJsonBody(
+  shared: Shared,
+  route: Route,
+  request: IncomingMessage,
+  deadline: number,
+  faults: FieldError[],
+): Promise<unknown> {
+  if (route.streamedBody !== undefined) {
+    checkMediaType(request, route.streamedBody);
+    return undefined;
+  }
+  if (route.body === undefined) return undefined;
+  let value: unknown;
+  if (hasBody(request)) {
+    checkMediaType(request, "application/json");
+    const { config, time } = shared.options;
+    const bytes = await readBody(request, config.bodyLimitBytes, shared.bodies, time, deadline);
+    if (bytes.length > 0) {
+      try {
+        value = parseJson(bytes);
+      } catch (error) {
+        if (!(error instanceof Problem) || error.errors === undefined) throw error;
+        faults.push(...error.errors);
+        return undefined;
+      }
+    }
+  }
+  if (value === undefined) {
+    if (route.bodyOptional !== true) {
+      faults.push({ path: "", message: "is missing; it must be a JSON object" });
+      return undefined;
+    }
+    value = {};
+  }
+  return check(route.body, value, "body", faults);
+}
+
+/**
+ * The datacenter keeps deadlines itself. This one is for the case that it doesn't: no request stays open for ever,
+ * and a write whose end nobody knows is never called a failure.
+ */
+async function beforeLate(shared: Shared, route: Route, call: Call): Promise<Answer | undefined> {
+  const { time } = shared.options;
+  let timer: Timer | undefined;
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = time.after(Math.max(0, call.context.deadline - time.monotonic()) + shared.graceMs, () => {
+      shared.log.error("no answer by the deadline", {
+        requestId: call.context.requestId,
+        route: route.path,
+        method: route.method,
+      });
+      reject(new Problem(route.method === "GET" || route.lane === "poll" ? "deadline_exceeded" : "outcome_unknown"));
+    });
+  });
+  try {
+    return await Promise.race([route.handle(call), late]);
+  } finally {
+    timer?.cancel();
+  }
+}
+
+function abortOn(shared: Shared, response: ServerResponse): AbortController {
+  const abort = new AbortController();
+  response.once("close", () => abort.abort());
+  shared.abortable.add(abort);
+  if (response.destroyed || shared.draining()) abort.abort();
+  return abort;
+}
+
+function fail(
+  shared: Shared,
+  request: IncomingMessage,
+  response: ServerResponse,
+  error: unknown,
+  requestId: string,
+): void {
+  if (error instanceof ClientGone || isGone(request, response)) return;
+  // A head that is out can't be taken back. What was written is sent, and the connection cut before the body's end,
+  // so that a part isn't taken for the whole.
+  if (response.headersSent) {
+    const { socket } = request;
+    socket.destroySoon();
+    shared.options.time.after(lingerMs, () => socket.destroy());
+    return;
+  }
+  sendProblem(response, error, requestId, shared.draining() || isLongUnread(request));
+}
+
+/** A small body that nobody read is skipped by node; a large or endless one isn't worth a connection. */
+function isLongUnread(request: IncomingMessage): boolean {
+  if (request.complete || !hasBody(request)) return false;
+  return !(Number(request.headers["content-length"]) <= 1_000_000);
+}
+
+function report(
+  shared: Shared,
+  route: Route,
+  request: IncomingMessage,
+  response: ServerResponse,
+  requestId: string,
+  ms: number,
+  failure: unknown,
+): void {
+  const status = response.headersSent ? response.statusCode : 0;
+  const method = request.method ?? route.method;
+  shared.options.observe?.(method, route.path, status, ms);
+  if (failure === undefined && status < 500) {
+    shared.log.debug("request", { requestId, method, route: route.path, status, ms });
+    return;
+  }
+  const fields = { requestId, method, route: route.path, status, ms };
+  if (failure instanceof ClientGone) shared.log.debug("client went away", fields);
+  else if (failure !== undefined && !(failure instanceof Problem))
+    shared.log.error("request failed", { ...fields, error: asError(failure) });
+  else if (status >= 500)
+    shared.log.warn("request refused", { ...fields, code: failure instanceof Problem ? failure.code : undefined });
+  else shared.log.debug("request", { ...fields, code: failure instanceof Problem ? failure.code : undefined });
+}

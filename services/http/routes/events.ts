@@ -1,0 +1,41 @@
+import type { HttpLimits } from "../types.js";
+import { eventStream } from "../shapes.js";
+import { route, type Backend, type Route } from "../types.js";
+
+/** A client that is further behind than `limits.eventBytes` is cut off: it reconnects, and reads the present state. */
+export function eventsRoute({ datacenter, time }: Backend, limits: HttpLimits): Route {
+  return route({
+    method: "GET",
+    path: "/v1/events",
+    summary: "Server-sent events: ownership, health, job",
+    lane: "stream",
+    answers: { 200: eventStream },
+    async handle({ response, context, signal }) {
+      response.writeHead(200, {
+        "Content-Type": eventStream,
+        "Cache-Control": "no-store",
+        "X-Accel-Buffering": "no",
+        "X-Request-Id": context.requestId,
+      });
+      const send = (text: string): void => {
+        if (response.destroyed || response.writableEnded) return;
+        response.write(text);
+        if (response.writableLength > limits.eventBytes) response.destroy();
+      };
+      send("retry: 2000\n\n");
+      const leave = datacenter.onEvent((event) =>
+        send(`event: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`),
+      );
+      try {
+        while (!signal.aborted) {
+          await time.sleep(limits.eventHeartbeatMs, signal);
+          send(": still here\n\n");
+        }
+      } finally {
+        leave();
+        response.end();
+      }
+      return undefined;
+    },
+  });
+}

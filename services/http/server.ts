@@ -1,0 +1,246 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import { Router } from "express";
+import { within } from "../../infra/clock.js";
+import { Problem } from "../../infra/errors.js";
+import type { JsonObject } from "../../replication/entities.js";
+import { sendText } from "./answer.js";
+import { BodyBudget } from "./body.js";
+import { createDashboard } from "./dashboard.js";
+import { exchange, type Shared } from "./exchange.js";
+import { refused } from "./json.js";
+import { Lanes } from "./lanes.js";
+import { openApiDocument } from "./openapi.js";
+import { allRoutes } from "./routes/index.js";
+import type { Backend, HttpLimits, HttpOptions, Route } from "./types.js";
+
+export interface HttpServer {
+  readonly name: "http";
+  readonly server: Server;
+  /** Listens, and gives the port. */
+  start(): Promise<number>;
+  /**
+   * `/readyz` says `draining` at once, new requests get 503 `draining`, accepted ones are answered, for `drainMs` at most.
+   * The port stays open until `stop`.
+   */
+  drain(): Promise<void>;
+  /** Closes the port and every connection. */
+  stop(): Promise<void>;
+}
+
+const defaults: HttpLimits = {
+  lanes: { work: 2000, poll: 2000, stream: 200, admin: 200 },
+  bodyBytes: 128_000_000,
+  eventBytes: 1_000_000,
+  eventHeartbeatMs: 15_000,
+  graceMs: 1_000,
+  connections: 20_000,
+};
+
+/** The HTTP face of one process. Express's router without its application, whose middleware costs more than the write behind it. */
+export function createHttpServer(options: HttpOptions): HttpServer {
+  const { datacenter, config, time } = options;
+  const limits: HttpLimits = { ...defaults, ...options.limits };
+  const log = options.log.with({ component: "http" });
+  const process = options.random.token(8);
+  let requests = 0;
+  let draining: Promise<void> | undefined;
+  let stopping: Promise<void> | undefined;
+  let document: JsonObject | undefined;
+
+  const shared: Shared = {
+    options,
+    log,
+    lanes: new Lanes(limits.lanes),
+    bodies: new BodyBudget(limits.bodyBytes),
+    graceMs: limits.graceMs,
+    abortable: new Set(),
+    draining: () => draining !== undefined,
+    requestId: () => `${process}-${(requests++).toString(36)}`,
+  };
+  const servedBy = `${datacenter.name}/${datacenter.node}`;
+  const backend: Backend = {
+    datacenter,
+    extensions: options.extensions ?? {},
+    time,
+    here: (body, status = 200) => ({ status, body, servedBy }),
+    draining: shared.draining,
+    document: () => (document ??= openApiDocument(routes)),
+  };
+  const routes = allRoutes(backend, limits, config.bodyLimitBytes);
+  const server = createServer({
+    keepAliveTimeout: 65_000,
+    headersTimeout: 15_000,
+    requestTimeout: 600_000,
+    connectionsCheckingInterval: 5_000,
+  });
+  const serve = listener(shared, routes);
+  server.on("request", serve);
+  // A client that asks first is told of a too large body before it sends it.
+  server.on("checkContinue", (request: IncomingMessage, response: ServerResponse) => {
+    if (!(Number(request.headers["content-length"]) > config.bodyLimitBytes)) response.writeContinue();
+    serve(request, response);
+  });
+  server.on("clientError", answerNonsense);
+  server.maxConnections = limits.connections;
+
+  const drain = (): Promise<void> =>
+    (draining ??= (async () => {
+      // `draining` is set before this runs on: the first await lets the assignment happen.
+      await Promise.resolve();
+      log.info("draining", { open: shared.lanes.open });
+      for (const abort of shared.abortable) abort.abort();
+      server.closeIdleConnections();
+      const left = await within(
+        time,
+        config.drainMs,
+        shared.lanes.idle().then(() => 0),
+        -1,
+      );
+      if (left !== 0) log.warn("requests were cut off", { open: shared.lanes.open });
+    })());
+
+  return {
+    name: "http",
+    server,
+    start: () =>
+      new Promise<number>((resolve, reject) => {
+        server.once("error", reject);
+        server.listen(config.port, config.host, () => {
+          server.off("error", reject);
+          server.on("error", (error) => log.error("the server failed", { error }));
+          const { port } = server.address() as AddressInfo;
+          log.info("listening", { host: config.host, port });
+          resolve(port);
+        });
+      }),
+    drain,
+    stop: () =>
+      (stopping ??= (async () => {
+        await drain();
+        if (!server.listening) return;
+        const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+        // What was answered a moment ago is still on its way out.
+        await within(time, 200, closed, undefined);
+        server.closeAllConnections();
+        await closed;
+      })()),
+  };
+}
+
+/** One route for what no row of the table takes: 405 or 404, through the same exchange as everything else. */
+function listener(
+  shared: Shared,
+  routes: readonly Route[],
+): (request: IncomingMessage, response: ServerResponse) => void {
+  const router = Router({ caseSensitive: true, strict: true });
+  const page = createDashboard();
+  for (const row of routes) {
+    const handler = (request: IncomingMessage & { params?: unknown }, response: ServerResponse): void => {
+      const refusesHead = request.method === "HEAD" && row.lane === "stream";
+      void exchange(shared, refusesHead ? unrouted(routes, request, response) : row, request, response, request.params);
+    };
+    const at = row.path.replaceAll(/\{(\w+)\}/g, ":$1");
+    if (row.method === "PUT") router.put(at, handler);
+    else if (row.method === "POST") router.post(at, handler);
+    else if (row.method === "DELETE") router.delete(at, handler);
+    else router.get(at, handler);
+  }
+  const pageRoute: Route = {
+    method: "GET",
+    path: "/",
+    summary: "Dashboard",
+    lane: "probe",
+    answers: { 200: "text/html" },
+    async handle({ response, context }) {
+      sendText(response, 200, "text/html; charset=utf-8", page.html, context.requestId);
+      return undefined;
+    },
+  };
+  router.get(
+    "/",
+    page.secure,
+    (request: IncomingMessage, response: ServerResponse) =>
+      void exchange(shared, pageRoute, request, response, undefined),
+  );
+
+  return (request, response) => {
+    // The types of express ask for its own request; its router needs only node's.
+    const route = router as unknown as (a: IncomingMessage, b: ServerResponse, done: (error?: unknown) => void) => void;
+    route(request, response, (error) => {
+      void exchange(
+        shared,
+        error === undefined || error === null ? unrouted(routes, request, response) : failed(error),
+        request,
+        response,
+        undefined,
+      );
+    });
+  };
+}
+
+function unrouted(routes: readonly Route[], request: IncomingMessage, response: ServerResponse): Route {
+  const path = (request.url ?? "").split("?", 1)[0] ?? "";
+  const matching =
+    path === "/" ? ["GET", "HEAD"] : routes.filter((row) => pattern(row.path).test(path)).flatMap(methodsOf);
+  const allow = [...new Set(matching)].join(", ");
+  return throwing(() => {
+    if (allow === "") return new Problem("not_found", "There is no such path.");
+    response.setHeader("Allow", allow);
+    return new Problem("method_not_allowed", `Allowed here: ${allow}.`);
+  });
+}
+
+/** The router's own failures: a path that can't be decoded. */
+function failed(error: unknown): Route {
+  const status = (error as { readonly status?: unknown }).status;
+  return throwing(() => (status === 400 ? refused([{ path: "path", message: "can't be decoded" }]) : error));
+}
+
+function throwing(problem: () => unknown): Route {
+  return {
+    method: "GET",
+    path: "",
+    summary: "",
+    lane: "probe",
+    answers: {},
+    handle: () => {
+      throw problem();
+    },
+  };
+}
+
+/** A stream has no head without its body. */
+function methodsOf({ method, lane }: Route): string[] {
+  return method === "GET" && lane !== "stream" ? ["GET", "HEAD"] : [method];
+}
+
+function pattern(path: string): RegExp {
+  return new RegExp(`^${path.replaceAll(".", "\\.").replaceAll(/\{\w+\}/g, "[^/]+")}$`);
+}
+
+/** What isn't HTTP, or comes too slowly. */
+function answerNonsense(error: Error & { code?: string }, socket: Socket): void {
+  if (error.code === "ECONNRESET" || !socket.writable) {
+    socket.destroy();
+    return;
+  }
+  const status =
+    error.code === "ERR_HTTP_REQUEST_TIMEOUT"
+      ? "408 Request Timeout"
+      : error.code === "HPE_HEADER_OVERFLOW"
+        ? "431 Request Header Fields Too Large"
+        : "400 Bad Request";
+  const body = JSON.stringify({
+    type: "urn:hothot:problem:invalid_request",
+    title: "The request is not valid HTTP.",
+    status: Number(status.slice(0, 3)),
+    detail: status.slice(4),
+    code: "invalid_request",
+    retryable: false,
+    requestId: "",
+  });
+  socket.end(
+    `HTTP/1.1 ${status}\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
+  );
+}

@@ -1,0 +1,188 @@
+import { z } from "zod";
+import { clusterStatuses, jobStatuses } from "../../replication/entities.js";
+import { problems, type ProblemCode } from "../../infra/errors.js";
+import { divergentStatuses } from "./schemas.js";
+
+/** What answers hold, at least. The OpenAPI document is generated from these; answers aren't checked at run time. */
+
+const whole = z.number().int();
+const object = z.record(z.string(), z.unknown());
+const time = z.string().meta({ format: "date-time" });
+const text = z.string();
+const site = z.string().nullable();
+
+export const listOf = (item: z.ZodType) => z.looseObject({ items: z.array(item), nextCursor: text.nullable() });
+
+export const cluster = z
+  .looseObject({
+    id: text,
+    shard: whole,
+    owner: site,
+    status: z.enum(clusterStatuses),
+    name: text,
+    spec: object,
+    state: object,
+    labels: z.record(z.string(), text),
+    expiresAt: time.nullable(),
+    version: whole.min(1),
+    createdAt: time,
+    updatedAt: time,
+  })
+  .meta({ id: "Cluster" });
+
+export const job = z
+  .looseObject({
+    id: text,
+    clusterId: text,
+    type: text,
+    input: object,
+    status: z.enum(jobStatuses),
+    attempt: whole,
+    epoch: whole,
+    stage: text.nullable(),
+    stages: z.array(text),
+    startedIn: text,
+    runsIn: text,
+    createdAt: time,
+    finishedAt: time.nullable(),
+    error: z.unknown(),
+  })
+  .meta({ id: "Job" });
+
+/** A task as jobs show it. */
+export const task = z.looseObject({ id: text, name: text, stage: text, status: text }).meta({ id: "Task" });
+
+export const takenTask = z
+  .looseObject({
+    id: text,
+    jobId: text,
+    clusterId: text,
+    name: text,
+    node: text.nullable(),
+    stage: text,
+    attempt: whole,
+    token: text,
+    input: object,
+    leaseMs: whole,
+  })
+  .meta({ id: "TakenTask" });
+
+export const taken = z.looseObject({ tasks: z.array(takenTask) });
+export const taskLease = z.looseObject({ leaseMs: z.number(), stop: z.boolean() });
+export const worker = z.looseObject({}).meta({ id: "Worker" });
+
+export const shard = z
+  .looseObject({
+    shard: whole,
+    partition: whole,
+    owner: site,
+    epoch: whole,
+    state: z.enum(["owned", "moving", "unowned"]),
+    position: whole,
+    since: time.nullable(),
+    reason: text.nullable(),
+  })
+  .meta({ id: "Shard" });
+
+export const lag = z
+  .looseObject({ shard: whole, owner: site, positions: z.number(), ms: z.number() })
+  .meta({ id: "Lag" });
+
+export const topology = z
+  .looseObject({
+    datacenters: z.array(
+      z.looseObject({
+        name: text,
+        url: text.nullable(),
+        state: z.enum(["serving", "fenced", "suspect", "dead", "catching_up"]),
+        leaseMsLeft: z.number().nullable(),
+        shardsOwned: whole,
+        lag: z.looseObject({ positions: z.number(), ms: z.number() }).nullable(),
+      }),
+    ),
+    witnesses: z.array(z.looseObject({ name: text, state: text })),
+    shards: whole,
+    failoverPaused: z.boolean(),
+    automaticTakeover: z.looseObject({ possible: z.boolean(), why: text.nullable() }),
+  })
+  .meta({ id: "Topology" });
+
+export const ownershipChange = z
+  .looseObject({
+    id: z.union([text, z.number()]),
+    at: time,
+    shard: whole,
+    epoch: whole,
+    from: site,
+    to: site,
+    kind: z.enum(["initial", "takeover", "switchover", "drain", "failback", "rebalance"]),
+    reason: text.nullable(),
+    by: text.nullable(),
+  })
+  .meta({ id: "OwnershipChange" });
+
+const plannedShard = z.looseObject({
+  shard: whole,
+  from: site,
+  to: site,
+  unapplied: z.number().nullable(),
+  lost: z.number().nullable(),
+});
+export const plan = z.looseObject({ shards: z.array(plannedShard) }).meta({ id: "Plan" });
+export const longOperation = z
+  .looseObject({
+    id: text,
+    kind: text,
+    status: z.enum(["running", "complete", "failed", "cancelled"]),
+    progress: z.looseObject({ done: whole, total: whole }),
+    shards: z.array(z.looseObject({ shard: whole, from: site, to: site, status: text, error: z.unknown() })),
+    error: z.unknown(),
+    by: text.nullable(),
+    startedAt: time,
+    finishedAt: time.nullable(),
+  })
+  .meta({ id: "LongOperation" });
+
+export const divergent = z
+  .looseObject({
+    id: text,
+    dc: text,
+    shard: whole,
+    epoch: whole,
+    position: whole,
+    clusterId: text.nullable(),
+    type: text,
+    version: whole.nullable(),
+    value: z.unknown(),
+    idempotencyKey: text.nullable(),
+    committedAt: time,
+    status: z.enum(divergentStatuses),
+  })
+  .meta({ id: "DivergentOperation" });
+
+export const audited = z
+  .looseObject({ at: time, who: text, dc: text, action: text, target: z.unknown(), result: z.unknown() })
+  .meta({ id: "AuditEntry" });
+
+export const failover = z.looseObject({ paused: z.boolean() });
+export const copied = z.looseObject({ copied: z.unknown() });
+export const ready = z
+  .looseObject({ ready: z.boolean(), reason: text.nullable(), lagMs: z.number() })
+  .meta({ id: "Readiness" });
+
+export const problem = z
+  .looseObject({
+    type: text,
+    title: text,
+    status: whole,
+    detail: text,
+    code: z.enum(Object.keys(problems) as [ProblemCode, ...ProblemCode[]]),
+    retryable: z.boolean(),
+    requestId: text,
+    owner: text.optional(),
+    errors: z.array(z.looseObject({ path: text, message: text })).optional(),
+  })
+  .meta({ id: "Problem" });
+
+export const ndjson = "application/x-ndjson";
+export const eventStream = "text/event-stream";

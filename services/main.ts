@@ -1,0 +1,41 @@
+import { systemRandom } from "../infra/random.js";
+import { systemTime } from "../infra/clock.js";
+import { readConfig } from "../infra/config.js";
+import { asError, FatalError } from "../infra/errors.js";
+import { createLogger, withoutSecrets } from "../infra/logger.js";
+import { serve } from "./serve.js";
+import { initialise, planOf } from "./init.js";
+
+/** `serve` and `init`: what runs in production; the CLI starts it. */
+async function main(argv: readonly string[]): Promise<void> {
+  const [verb, ...rest] = argv;
+  const option = (name: string): string | undefined => {
+    const at = rest.indexOf(`--${name}`);
+    return at < 0 ? undefined : rest[at + 1];
+  };
+  const config = readConfig(process.env, option("config") ?? process.env["HOTHOT_CONFIG"]);
+  const log = createLogger(config.logLevel, { site: config.site, node: config.node });
+  if (verb === "serve") await serve(config, log, systemTime, systemRandom);
+  else if (verb === "init") {
+    const sites = (option("sites") ?? option("dcs") ?? config.site).split(",").filter((name) => name !== "");
+    const witnesses = (option("witness") ?? "").split(",").filter((name) => name !== "");
+    const whole = (name: string, fallback: number | undefined): number | undefined => {
+      const text = option(name);
+      if (text === undefined) return fallback;
+      if (!/^[1-9][0-9]{0,5}$/.test(text)) throw new FatalError("wrong_usage", `--${name} must be a whole number from 1, got '${text}'`, "See `hothot init --help`.");
+      return Number(text);
+    };
+    const plan = planOf({ datacenters: sites, witnesses }, whole("shards", 64) ?? 64, whole("partitions", undefined));
+    const created = await initialise(config, plan, log);
+    log.info(created ? "the group's log was created" : "the group's log is there already", { sites, witnesses, shards: plan.shards, partitions: plan.partitions });
+  } else throw new FatalError("wrong_usage", `there is no verb '${verb ?? ""}'`, "Use `serve` or `init`.");
+}
+
+main(process.argv.slice(2)).then(
+  () => process.exit(0),
+  (error: unknown) => {
+    if (error instanceof FatalError) process.stderr.write(`hothot: ${error.code}: ${withoutSecrets(error.message)}\n  ${error.wayOut}\n`);
+    else process.stderr.write(`hothot: ${withoutSecrets(asError(error).stack ?? String(error))}\n`);
+    process.exit(error instanceof FatalError && error.code === "wrong_usage" ? 2 : 1);
+  },
+);

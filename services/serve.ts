@@ -1,0 +1,75 @@
+import type { Time } from "../infra/clock.js";
+import type { Config } from "../infra/config.js";
+import { FatalError } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Random } from "../infra/random.js";
+import { ServiceGroup, type Service } from "../infra/service.js";
+import { datacentersOf } from "../shards/site-set.js";
+import { createDatacenter } from "./datacenter.js";
+import { Face } from "./face.js";
+import { createHttpServer } from "./http/index.js";
+import { BuiltInWorker } from "./jobs/builtin-worker.js";
+import { Verifier } from "./verify.js";
+
+/** Runs one process of a datacenter until it is told to stop (SIGINT, SIGTERM). */
+export async function serve(config: Config, log: Logger, time: Time, random: Random): Promise<void> {
+  if (!config.datacenter) throw new FatalError("not_available", "a witness can't be served by this version yet", "Run three datacenters.");
+  const parts = await createDatacenter(config, log, time, random);
+  const verifier = new Verifier({
+    group: config.group,
+    site: config.site,
+    shards: parts.shards,
+    database: parts.data,
+    messenger: parts.links.main,
+    time,
+    log,
+    datacenters: () => datacentersOf(parts.siteSets.set),
+    owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
+    onMismatch: () => parts.metrics.digestMismatches.inc(),
+  });
+  const http = createHttpServer({
+    datacenter: new Face(parts, verifier),
+    config,
+    time,
+    random,
+    log,
+    observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),
+  });
+  const api: Service = {
+    name: "http",
+    start: async () => {
+      await http.start();
+    },
+    drain: () => http.drain(),
+    stop: () => http.stop(),
+  };
+  const worker = new BuiltInWorker({
+    url: parts.url,
+    id: `built-in-${config.site}-${config.node}`,
+    concurrency: config.workerConcurrency,
+    taskMs: config.simulatedTaskMs,
+    failurePercent: config.simulatedFailurePercent,
+    time,
+    random,
+    log,
+  });
+  const group = new ServiceGroup([
+    ...parts.services,
+    ...(config.roles.includes("replicator") ? [verifier] : []),
+    ...(config.roles.includes("api") ? [api] : []),
+    ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
+  ]);
+  const stopped = new Promise<string>((resolve) => {
+    for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
+  });
+  process.on("unhandledRejection", (error) => log.error("unhandled rejection", { error }));
+  try {
+    await group.start();
+    log.info("serves", { url: parts.url, shards: parts.shards });
+    log.info("stops", { signal: await stopped });
+    await group.drain();
+  } finally {
+    await group.stop();
+    await parts.close();
+  }
+}

@@ -1,0 +1,128 @@
+import { pack, unpack } from "msgpackr";
+import type { Time } from "../infra/clock.js";
+import { asError } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Messenger } from "../infra/nats/messaging.js";
+import type { Database } from "../infra/postgres/database.js";
+import type { Service } from "../infra/service.js";
+import { digestRows, digestShards, type ShardDigest } from "../replication/digest.js";
+import type { SiteName } from "../shards/ids.js";
+import type { VerifyLine } from "./api.js";
+
+const subject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.digest`;
+type Question = { readonly shards: readonly number[] | null } | { readonly rows: number };
+
+const askMs = 9_000;
+/** How long copies may take to stand at the same position. */
+const alignMs = 10_000;
+const pauseMs = 100;
+const idsNamed = 100;
+
+/** Compares the copies of all datacenters, recomputed from their rows, shard by shard, where they stand at the same position. */
+export class Verifier implements Service {
+  readonly name = "verifier";
+  #unsubscribe: (() => void) | undefined;
+
+  constructor(
+    private readonly o: {
+      readonly group: string;
+      readonly site: SiteName;
+      readonly shards: number;
+      readonly database: Database;
+      readonly messenger: Messenger;
+      readonly time: Time;
+      readonly log: Logger;
+      readonly datacenters: () => readonly SiteName[];
+      readonly owner: (shard: number) => SiteName | null;
+      readonly onMismatch: () => void;
+    },
+  ) {}
+
+  async start(): Promise<void> {
+    this.#unsubscribe = this.o.messenger.subscribe(
+      subject(this.o.group, this.o.site),
+      (message) => {
+        void this.#answer(unpack(message.data) as Question).then(
+          (answer) => message.respond(pack(answer)),
+          (error: unknown) => this.o.log.warn("a digest could not be given", { error: asError(error) }),
+        );
+      },
+      { queue: "digest" },
+    );
+  }
+
+  async stop(): Promise<void> {
+    this.#unsubscribe?.();
+  }
+
+  /** A line per shard and copy, in shard order; a copy that does not answer, or never stands at its owner's position, is not equal. */
+  async *run(signal: AbortSignal): AsyncIterable<VerifyLine> {
+    let open = Array.from({ length: this.o.shards }, (_, shard) => shard);
+    const done = new Map<number, VerifyLine[]>();
+    const deadline = this.o.time.monotonic() + alignMs;
+    let next = 0;
+    while (open.length > 0 && !signal.aborted) {
+      const last = this.o.time.monotonic() >= deadline;
+      const copies = await this.#collect(open);
+      for (const shard of open) {
+        const lines = await this.#compare(shard, copies, last);
+        if (lines !== null) done.set(shard, lines);
+      }
+      for (; done.has(next); next++) yield* done.get(next) ?? [];
+      open = open.filter((shard) => !done.has(shard));
+      if (open.length > 0) await this.o.time.sleep(pauseMs, signal);
+    }
+  }
+
+  async #collect(shards: readonly number[]): Promise<Map<SiteName, Map<number, ShardDigest>>> {
+    const copies = new Map<SiteName, Map<number, ShardDigest>>();
+    await Promise.all(
+      this.o.datacenters().map(async (dc) => {
+        try {
+          const digests = await this.#ask<ShardDigest[]>(dc, { shards });
+          copies.set(dc, new Map(digests.map((digest) => [digest.shard, digest])));
+        } catch (error) {
+          this.o.log.warn("a datacenter gives no digests", { dc, error: asError(error) });
+        }
+      }),
+    );
+    return copies;
+  }
+
+  /** Null: the copies don't stand at the same position yet. */
+  async #compare(shard: number, copies: ReadonlyMap<SiteName, ReadonlyMap<number, ShardDigest>>, last: boolean): Promise<VerifyLine[] | null> {
+    const all = this.o.datacenters().map((dc) => ({ dc, digest: copies.get(dc)?.get(shard) }));
+    const owner = this.o.owner(shard);
+    const truth = all.find((copy) => copy.dc === owner)?.digest ?? all.find((copy) => copy.digest !== undefined)?.digest;
+    const aligned = all.every(({ digest }) => digest !== undefined && digest.restoring === 0 && digest.epoch === truth?.epoch && digest.position === truth.position);
+    if (!aligned && !last) return null;
+    const lines: VerifyLine[] = [];
+    for (const { dc, digest } of all) {
+      const equal = digest !== undefined && truth !== undefined && digest.epoch === truth.epoch && digest.position === truth.position && digest.restoring === 0 && digest.digest === truth.digest;
+      let clusters: readonly string[] = [];
+      if (!equal && aligned && owner !== null && dc !== owner) {
+        this.o.onMismatch();
+        clusters = await this.#differing(shard, owner, dc).catch(() => []);
+      }
+      lines.push({ shard, dc, epoch: digest?.epoch ?? 0, position: digest?.position ?? 0, equal, clusters });
+    }
+    return lines;
+  }
+
+  async #differing(shard: number, owner: SiteName, other: SiteName): Promise<string[]> {
+    const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[string, string][]>(dc, { rows: shard })));
+    const here = new Map(a);
+    const there = new Map(b);
+    return [...new Set([...here.keys(), ...there.keys()])].filter((id) => here.get(id) !== there.get(id)).slice(0, idsNamed);
+  }
+
+  async #ask<T>(dc: SiteName, question: Question): Promise<T> {
+    if (dc === this.o.site) return (await this.#answer(question)) as T;
+    return unpack(await this.o.messenger.request(subject(this.o.group, dc), pack(question), askMs)) as T;
+  }
+
+  async #answer(question: Question): Promise<unknown> {
+    if ("rows" in question) return [...(await digestRows(this.o.database, question.rows))];
+    return digestShards(this.o.database, question.shards);
+  }
+}

@@ -1,0 +1,196 @@
+import { pack, unpack } from "msgpackr";
+import type { Time } from "../infra/clock.js";
+import { asError } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Messenger } from "../infra/nats/messaging.js";
+import type { Random } from "../infra/random.js";
+import type { Service } from "../infra/service.js";
+import type { SiteName } from "./ids.js";
+import { Lease, promisesNeeded } from "./lease.js";
+import type { ShardMap } from "./map.js";
+import type { NodeReport, Peers } from "./peers.js";
+import type { SiteSet } from "./site-set.js";
+import type { Heartbeat, SiteAnswer } from "./site-word.js";
+import type { ShardStore } from "./store.js";
+
+/** Subjects of the group's heartbeats and votes. */
+export const heartbeatSubject = (group: string): string => `hothot.${group}.hb`;
+export const answerSubject = (group: string, dc: SiteName, node: string): string => `hothot.${group}.hba.${dc}.${node}`;
+export const voteSubject = (group: string, site: SiteName): string => `hothot.${group}.vote.${site}`;
+
+/** On the wire: the heartbeat with the node's report. */
+export interface HeartbeatMessage {
+  readonly heartbeat: Heartbeat;
+  readonly report: NodeReport;
+}
+
+export interface LeaseKeeperOptions {
+  readonly group: string;
+  readonly dc: SiteName;
+  readonly node: string;
+  readonly leaseMs: number;
+  readonly marginMs: number;
+  readonly heartbeatMs: number;
+  readonly dbDeadMs: number;
+  readonly time: Time;
+  readonly random: Random;
+  readonly log: Logger;
+  readonly messenger: Messenger;
+  readonly store: ShardStore;
+  readonly map: ShardMap;
+  readonly peers: Peers;
+  readonly siteSet: () => SiteSet;
+  readonly incarnation: () => number;
+  readonly report: () => Omit<NodeReport, "dc" | "node" | "leaseMsLeft" | "hears">;
+  readonly url: string;
+}
+
+/** A node's lease: heartbeats to all sites while its database takes writes, and what a refusal asks of it (rules d and i). */
+export class LeaseKeeper implements Service {
+  readonly name = "lease-keeper";
+  readonly #o: LeaseKeeperOptions;
+  readonly #log: Logger;
+  readonly #lease: Lease;
+  readonly #acks: Record<SiteName, [incarnation: number, number: number]> = {};
+  readonly #heardFrom = new Map<SiteName, number>();
+  readonly #stop = new AbortController();
+  readonly #listeners = new Set<(valid: boolean) => void>();
+  #beat = 0;
+  #fencing = 0;
+  #healthyAt = -Infinity;
+  #othersInDatacenter: readonly string[] = [];
+  #unsubscribe: (() => void) | undefined;
+  #wasValid = false;
+  #loops: Promise<void>[] = [];
+
+  constructor(options: LeaseKeeperOptions) {
+    this.#o = options;
+    this.#log = options.log.with({ component: "lease" });
+    this.#lease = new Lease({ leaseMs: options.leaseMs, marginMs: options.marginMs });
+  }
+
+  async start(): Promise<void> {
+    for (const [site, incarnation] of await this.#o.store.incarnations()) this.#acks[site] = [incarnation, 0];
+    this.#unsubscribe = this.#o.messenger.subscribe(answerSubject(this.#o.group, this.#o.dc, this.#o.node), (message) => this.#answered(unpack(message.data) as SiteAnswer));
+    this.#loops = [this.#canaries(), this.#heartbeats()];
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    this.#unsubscribe?.();
+    this.#lease.drop();
+    await Promise.all(this.#loops);
+  }
+
+  /** Whether this node may serve its shards now (rule f). */
+  get valid(): boolean {
+    return this.#fencing === 0 && this.#lease.valid(this.#o.time.monotonic(), this.#o.time.wall());
+  }
+
+  get msLeft(): number {
+    return this.#fencing > 0 ? 0 : this.#lease.msLeft(this.#o.time.monotonic(), this.#o.time.wall());
+  }
+
+  /** The own database took a write within `dbDeadMs`. */
+  get healthy(): boolean {
+    return this.#o.time.monotonic() - this.#healthyAt <= this.#o.dbDeadMs;
+  }
+
+  /** Sites whose answer came within a lease. */
+  get hears(): SiteName[] {
+    const now = this.#o.time.monotonic();
+    return [...this.#heardFrom].filter(([, at]) => now - at < this.#o.leaseMs).map(([site]) => site);
+  }
+
+  /** Other live nodes of this datacenter, as the database lists them. */
+  get others(): readonly string[] {
+    return this.#othersInDatacenter;
+  }
+
+  onChange(listener: (valid: boolean) => void): void {
+    this.#listeners.add(listener);
+  }
+
+  /** Ends the lease and forgets what was acknowledged: the own database is another one (rule i). */
+  drop(): void {
+    this.#lease.drop();
+    for (const site of Object.keys(this.#acks)) delete this.#acks[site];
+    this.#notify();
+  }
+
+  async #canaries(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      const began = this.#o.time.monotonic();
+      try {
+        this.#othersInDatacenter = await this.#o.store.refreshNode(this.#o.node, this.#o.url, this.#o.leaseMs + this.#o.marginMs);
+        this.#healthyAt = began;
+      } catch (error) {
+        this.#log.warn("canary write failed", { error: asError(error), healthy: this.healthy });
+      }
+      await this.#o.time.sleep(Math.max(10, this.#o.heartbeatMs * 2 - (this.#o.time.monotonic() - began)), this.#stop.signal);
+    }
+  }
+
+  async #heartbeats(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      this.#notify();
+      if (this.healthy) this.#send();
+      await this.#o.time.sleep(this.#o.heartbeatMs, this.#stop.signal);
+    }
+  }
+
+  #send(): void {
+    const beat = ++this.#beat;
+    const acks: Record<SiteName, readonly [number, number]> = {};
+    for (const [site, ack] of Object.entries(this.#acks)) acks[site] = [...ack];
+    const message: HeartbeatMessage = {
+      heartbeat: { set: this.#o.siteSet().number, dc: this.#o.dc, node: this.#o.node, beat, incarnation: this.#o.incarnation(), acks },
+      report: { ...this.#o.report(), dc: this.#o.dc, node: this.#o.node, leaseMsLeft: this.msLeft, hears: this.hears },
+    };
+    const bytes = pack(message);
+    this.#lease.sent(beat, this.#o.time.monotonic(), this.#o.time.wall());
+    this.#o.messenger.publish(heartbeatSubject(this.#o.group), bytes);
+  }
+
+  #answered(answer: SiteAnswer): void {
+    const set = this.#o.siteSet();
+    if (this.#stop.signal.aborted || !set.sites.some((site) => site.name === answer.site)) return;
+    this.#heardFrom.set(answer.site, this.#o.time.monotonic());
+    if (answer.kind === "refusal") void this.#refused(answer);
+    else if (this.#fencing === 0 && this.#lease.promised(answer.beat, answer.site, this.#needed(set))) this.#notify();
+  }
+
+  #needed(set: SiteSet): number {
+    return promisesNeeded(set.sites.length);
+  }
+
+  /** Stops serving, stores the fence, and only then acknowledges (rule d). */
+  async #refused(answer: Extract<SiteAnswer, { kind: "refusal" }>): Promise<void> {
+    const [incarnation, number] = this.#acks[answer.site] ?? [0, -1];
+    if (incarnation > answer.incarnation || (incarnation === answer.incarnation && number >= answer.vote.number)) return;
+    if (this.#fencing > 0) return;
+    this.#fencing++;
+    this.#lease.drop();
+    this.#notify();
+    this.#log.warn("a site refuses its promise until its vote is acknowledged", { site: answer.site, vote: answer.vote.number });
+    try {
+      const closing = 1 + Math.floor(this.#o.random.next() * (2 ** 52 - 1));
+      const heads = await this.#o.store.fence(answer.vote.epochs, { site: answer.site, incarnation: answer.incarnation }, closing);
+      for (const head of heads) this.#o.map.adopt(head);
+      this.#acks[answer.site] = [answer.incarnation, answer.vote.number];
+    } catch (error) {
+      this.#log.warn("the fence could not be stored", { error: asError(error) });
+    } finally {
+      this.#fencing--;
+    }
+  }
+
+  #notify(): void {
+    const valid = this.valid;
+    if (valid === this.#wasValid) return;
+    this.#wasValid = valid;
+    if (valid) this.#log.info("lease held");
+    else this.#log.warn("lease lost", { healthy: this.healthy, hears: this.hears });
+    for (const listener of this.#listeners) listener(valid);
+  }
+}

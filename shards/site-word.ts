@@ -1,0 +1,124 @@
+import type { Clock } from "../infra/clock.js";
+import type { SiteName } from "./ids.js";
+import type { Vote, VoteStore } from "./store.js";
+
+/** Acknowledged votes, by site: a number counts only under the incarnation that it names (rule i). */
+export type Acknowledgements = Readonly<Record<SiteName, readonly [incarnation: number, number: number]>>;
+
+/** What a node of a datacenter says every heartbeat, to all sites. */
+export interface Heartbeat {
+  /** Number of the site set. */
+  readonly set: number;
+  readonly dc: SiteName;
+  readonly node: string;
+  readonly beat: number;
+  readonly incarnation: number;
+  readonly acks: Acknowledgements;
+}
+
+/** A site's answer: a promise for `leaseMs` from receipt, or the vote that the node has to acknowledge first. */
+export type SiteAnswer =
+  | { readonly kind: "promise"; readonly site: SiteName; readonly incarnation: number; readonly beat: number }
+  | { readonly kind: "refusal"; readonly site: SiteName; readonly incarnation: number; readonly beat: number; readonly vote: Vote };
+
+export interface VoteRequest {
+  readonly set: number;
+  readonly candidate: SiteName;
+  readonly target: SiteName;
+  readonly epochs: Readonly<Record<string, number>>;
+}
+
+export interface SiteWordOptions {
+  readonly site: SiteName;
+  readonly leaseMs: number;
+  /** Term of the coordinator's lock. */
+  readonly termMs: number;
+  readonly marginMs: number;
+  readonly clock: Clock;
+  readonly votes: VoteStore;
+  readonly setNumber: () => number;
+  readonly incarnation: () => number;
+}
+
+const nobody: Vote = { number: 0, epochs: {} };
+
+/**
+ * A site's word (rules a, b, c): promises to the datacenters that it hears, votes against one whose promise has run out.
+ * Given by one process of the site at a time, its coordinator; silent after each restart or change of that process.
+ */
+export class SiteWord {
+  readonly #o: SiteWordOptions;
+  readonly #promises = new Map<SiteName, number>();
+  #votes = new Map<SiteName, Vote>();
+  /** The coordinator's lock is held until here (monotonic). */
+  #heldUntil = -Infinity;
+  /** Silent before (monotonic). */
+  #speaksFrom = Infinity;
+  #loaded = false;
+
+  constructor(options: SiteWordOptions) {
+    this.#o = options;
+  }
+
+  /** Milliseconds of silence after a restart or after taking the lock: what a predecessor may still have promised (rules b, c). */
+  get silenceMs(): number {
+    return (this.#o.leaseMs + this.#o.termMs) * 1.02 + 50;
+  }
+
+  /** The lock was taken or renewed; `askedAt` is when the statement was sent. */
+  async lockHeld(askedAt: number, fresh: boolean): Promise<void> {
+    if (fresh || !this.#loaded) {
+      this.#votes = await this.#o.votes.load();
+      this.#promises.clear();
+      this.#loaded = true;
+      this.#speaksFrom = this.#o.clock.monotonic() + this.silenceMs;
+    }
+    this.#heldUntil = askedAt + this.#o.termMs - this.#o.marginMs;
+  }
+
+  /** The lock is another's, or the database another one: what was promised counts for nothing any more. */
+  lockLost(): void {
+    this.#heldUntil = -Infinity;
+    this.#speaksFrom = Infinity;
+    this.#loaded = false;
+    this.#promises.clear();
+  }
+
+  get speaks(): boolean {
+    const now = this.#o.clock.monotonic();
+    return now < this.#heldUntil && now >= this.#speaksFrom;
+  }
+
+  /** @returns undefined while the site is silent, or hears of another site set. */
+  heartbeat(heartbeat: Heartbeat): SiteAnswer | undefined {
+    if (!this.speaks || heartbeat.set !== this.#o.setNumber()) return undefined;
+    const answer = { site: this.#o.site, incarnation: this.#o.incarnation(), beat: heartbeat.beat };
+    if (heartbeat.dc !== this.#o.site) {
+      const vote = this.#votes.get(heartbeat.dc) ?? nobody;
+      const [incarnation, number] = heartbeat.acks[this.#o.site] ?? [0, 0];
+      if (incarnation !== answer.incarnation || number < vote.number) return { kind: "refusal", ...answer, vote };
+    }
+    this.#promises.set(heartbeat.dc, this.#o.clock.monotonic() + this.#o.leaseMs);
+    return { kind: "promise", ...answer };
+  }
+
+  /** Whether this site has not promised anything to the datacenter any more (or yet). */
+  free(target: SiteName): boolean {
+    return this.#o.clock.monotonic() >= (this.#promises.get(target) ?? -Infinity);
+  }
+
+  /** Milliseconds since the promise to the datacenter ran out; below 0 while it holds. */
+  silentMs(target: SiteName): number {
+    return this.#o.clock.monotonic() - (this.#promises.get(target) ?? this.#speaksFrom);
+  }
+
+  /** Votes against the target: stored before it is given, and given only if nothing has changed meanwhile. */
+  async vote(request: VoteRequest): Promise<Vote | undefined> {
+    const may = (): boolean => this.speaks && request.set === this.#o.setNumber() && request.target !== this.#o.site && this.free(request.target);
+    if (!may()) return undefined;
+    const vote = await this.#o.votes.vote(request.target, request.epochs);
+    const known = this.#votes.get(request.target);
+    if (known === undefined || vote.number > known.number) this.#votes.set(request.target, vote);
+    return may() ? vote : undefined;
+  }
+}

@@ -1,0 +1,177 @@
+import { pack, unpack } from "msgpackr";
+import type { Time } from "../infra/clock.js";
+import { asError } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Messenger } from "../infra/nats/messaging.js";
+import type { Service } from "../infra/service.js";
+import type { Partition, SiteName } from "./ids.js";
+import { voteSubject } from "./lease-keeper.js";
+import type { Head, ShardMap } from "./map.js";
+import type { OwnershipLog } from "./ownership-log.js";
+import type { Peers } from "./peers.js";
+import { automaticTakeover, datacentersOf, votesNeeded, type SiteSet } from "./site-set.js";
+import type { SiteWord, VoteRequest } from "./site-word.js";
+import { successionOrder } from "./successor.js";
+
+export interface TakeoverOptions {
+  readonly group: string;
+  readonly site: SiteName;
+  readonly time: Time;
+  readonly log: Logger;
+  readonly messenger: Messenger;
+  readonly map: ShardMap;
+  readonly peers: Peers;
+  readonly word: SiteWord;
+  readonly ownership: OwnershipLog;
+  readonly siteSet: () => SiteSet;
+  /** This node has a lease. */
+  readonly leaseValid: () => boolean;
+  /** All shards of the partition could be opened here: mark close to the log's end, nothing to restore. */
+  readonly canOpen: (partition: Partition) => boolean;
+  readonly onTakeover: (info: { readonly target: SiteName; readonly shards: number; readonly ms: number }) => void;
+}
+
+const tickMs = 50;
+/** Votes older than this disturb nobody. */
+const votesHoldMs = 3_000;
+/** What nobody opened goes to the next in order. */
+const nextInOrderMs = 1_000;
+const voteTimeoutMs = 600;
+const retryMs = 400;
+
+/**
+ * Unplanned change of owner (section 4): a survivor that hears nothing of a datacenter any more collects votes from a
+ * majority of sites, then appends the `open` of each shard that falls to it. The fold of the log does the rest.
+ */
+export class TakeoverWatch implements Service {
+  readonly name = "takeover";
+  readonly #o: TakeoverOptions;
+  readonly #log: Logger;
+  readonly #stop = new AbortController();
+  readonly #running = new Set<SiteName>();
+  #loop: Promise<void> = Promise.resolve();
+
+  constructor(options: TakeoverOptions) {
+    this.#o = options;
+    this.#log = options.log.with({ component: "takeover" });
+  }
+
+  async start(): Promise<void> {
+    this.#loop = this.#watch();
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#loop;
+  }
+
+  async #watch(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      const set = this.#o.siteSet();
+      if (automaticTakeover(set).possible && this.#o.word.speaks && this.#o.leaseValid())
+        for (const target of datacentersOf(set)) {
+          if (target === this.#o.site || this.#running.has(target) || !this.#o.word.free(target)) continue;
+          const shards = this.#o.map.ownedBy(target);
+          if (shards.length === 0) continue;
+          this.#running.add(target);
+          void this.#takeOver(set, target, shards)
+            .catch((error: unknown) => this.#log.error("a takeover failed", { target, error: asError(error) }))
+            .then(() => this.#o.time.sleep(retryMs, this.#stop.signal))
+            .finally(() => this.#running.delete(target));
+        }
+      await this.#o.time.sleep(tickMs, this.#stop.signal);
+    }
+  }
+
+  async #takeOver(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<void> {
+    const { time } = this.#o;
+    const began = time.monotonic();
+    this.#log.warn("asks for votes", { target, shards: shards.length, silentMs: Math.round(this.#o.word.silentMs(target)) });
+    if (!(await this.#collectVotes(set, target, shards))) {
+      this.#log.warn("too few votes", { target });
+      return;
+    }
+    const voted = time.monotonic();
+    const deadline = began + votesHoldMs;
+    const survivors = datacentersOf(set).filter((dc) => dc !== target);
+    const byPartition = new Map<Partition, Head[]>();
+    for (const head of shards) byPartition.set(head.partition, [...(byPartition.get(head.partition) ?? []), head]);
+    const opened = await Promise.all([...byPartition].map(([partition, heads]) => this.#openPartition(target, partition, heads, survivors, { began, voted, deadline })));
+    const total = opened.reduce((sum, n) => sum + n, 0);
+    if (total > 0) {
+      this.#log.warn("sealed", { target, shards: total, ms: Math.round(time.monotonic() - began) });
+      this.#o.onTakeover({ target, shards: total, ms: time.monotonic() - began });
+    }
+  }
+
+  /** @returns how many shards of the partition this datacenter opened. */
+  async #openPartition(target: SiteName, partition: Partition, heads: readonly Head[], survivors: readonly SiteName[], times: { began: number; voted: number; deadline: number }): Promise<number> {
+    const { time, site } = this.#o;
+    const able = survivors.filter((dc) => (dc === site ? this.#o.canOpen(partition) : this.#o.peers.canOpen(dc, partition)));
+    const order = successionOrder(partition, able);
+    const rank = order.indexOf(site);
+    if (rank < 0) return 0;
+    const mine = times.voted + rank * nextInOrderMs;
+    if (mine >= times.deadline) return 0;
+    await time.sleep(Math.max(0, mine - time.monotonic()), this.#stop.signal);
+    const results = await Promise.all(
+      heads.map(async (head) => {
+        const now = this.#o.map.get(head.shard);
+        if (this.#stop.signal.aborted || now === undefined || now.epoch !== head.epoch || !this.#o.leaseValid() || time.monotonic() >= times.deadline) return false;
+        const result = await this.#o.ownership.open(
+          {
+            shard: head.shard,
+            against: head.epoch,
+            from: target,
+            to: site,
+            kind: "takeover",
+            reason: `${target} was silent`,
+            by: site,
+            sameTenure: false,
+            closing: 0,
+            phasesMs: { votes: Math.round(times.voted - times.began), seal: Math.round(time.monotonic() - times.voted) },
+          },
+          times.deadline,
+        );
+        if (result.kind === "unknown") this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
+        return result.kind === "opened";
+      }),
+    );
+    return results.filter(Boolean).length;
+  }
+
+  async #collectVotes(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<boolean> {
+    const epochs: Record<string, number> = {};
+    for (const head of shards) epochs[String(head.shard)] = head.epoch;
+    const request: VoteRequest = { set: set.number, candidate: this.#o.site, target, epochs };
+    const needed = votesNeeded(set);
+    const votes = new Set<SiteName>();
+    const bytes = pack(request);
+    return new Promise((resolve) => {
+      let open = 0;
+      const count = (): void => {
+        if (votes.size >= needed) resolve(true);
+        else if (open === 0) resolve(false);
+      };
+      for (const { name } of set.sites) {
+        if (name === target) continue;
+        open++;
+        const ask = async (): Promise<void> => {
+          if (name === this.#o.site) {
+            if ((await this.#o.word.vote(request)) !== undefined) votes.add(name);
+            return;
+          }
+          const answer = unpack(await this.#o.messenger.request(voteSubject(this.#o.group, name), bytes, voteTimeoutMs)) as { site: SiteName };
+          votes.add(answer.site);
+        };
+        ask()
+          .catch((error: unknown) => this.#log.debug("no vote", { of: name, error: asError(error) }))
+          .finally(() => {
+            open--;
+            count();
+          });
+      }
+      if (open === 0) resolve(false);
+    });
+  }
+}

@@ -1,0 +1,95 @@
+import { parseArgs } from "node:util";
+import { table } from "./figures.js";
+import { memory } from "./memory.js";
+import { replicationLag } from "./replication-lag.js";
+import type { Scenario } from "./scenario.js";
+import { singlePuts } from "./single-puts.js";
+import { takeover } from "./takeover.js";
+import { writeLatency } from "./write-latency.js";
+
+const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, memory, singlePuts];
+
+const help = `Usage: npm run bench -- [SCENARIO ...] [options]
+
+Measures a stack of three datacenters on this machine, which it starts and removes for each scenario. Without a
+scenario it runs all.
+
+Scenarios:
+${scenarios.map(({ name, what }) => `  ${name.padEnd(16)} ${what}`).join("\n")}
+
+Options:
+  --seconds N   length of each measurement (default 10)
+  --runs N      repetitions of takeover and single-puts (default 3)
+  --rate W      writes per second, where a scenario has a rate
+  --json        print one JSON object per scenario (progress goes to stderr)
+  --help        this text
+
+Exit codes: 0 measured, 1 a measurement failed, 2 wrong usage.
+`;
+
+process.exitCode = await main(process.argv.slice(2));
+
+async function main(argv: string[]): Promise<number> {
+  const options = parse(argv);
+  if (typeof options === "string") {
+    process.stderr.write(`${options}\n\n${help}`);
+    return 2;
+  }
+  if (options.help) {
+    process.stdout.write(help);
+    return 0;
+  }
+  const tell = (line: string): void => void process.stderr.write(`  ${line}\n`);
+  let code = 0;
+  for (const scenario of options.chosen) {
+    process.stderr.write(`${scenario.name}: ${scenario.what}\n`);
+    try {
+      const { rows, figures } = await scenario.run({ ...options, tell });
+      process.stdout.write(
+        options.json
+          ? `${JSON.stringify({ scenario: scenario.name, ...figures })}\n`
+          : `\n${scenario.name}\n${table(rows)}\n\n`,
+      );
+    } catch (error) {
+      process.stderr.write(`bench: ${scenario.name}: ${(error as Error).message}\n`);
+      code = 1;
+    }
+  }
+  return code;
+}
+
+interface Options {
+  readonly chosen: readonly Scenario[];
+  readonly seconds: number;
+  readonly runs: number;
+  readonly rate: number | undefined;
+  readonly json: boolean;
+  readonly help: boolean;
+}
+
+function parse(argv: string[]): Options | string {
+  try {
+    const { values, positionals } = parseArgs({
+      args: argv,
+      allowPositionals: true,
+      options: {
+        seconds: { type: "string", default: "10" },
+        runs: { type: "string", default: "3" },
+        rate: { type: "string" },
+        json: { type: "boolean", default: false },
+        help: { type: "boolean", default: false },
+      },
+    });
+    const unknown = positionals.find((name) => !scenarios.some((scenario) => scenario.name === name));
+    if (unknown !== undefined) return `there is no scenario ${unknown}`;
+    const [seconds, runs] = [Number(values.seconds), Number(values.runs)];
+    const rate = values.rate === undefined ? undefined : Number(values.rate);
+    if (!(seconds >= 1 && seconds <= 600)) return "--seconds must be from 1 to 600";
+    if (!Number.isInteger(runs) || runs < 1 || runs > 100) return "--runs must be a whole number from 1 to 100";
+    if (rate !== undefined && !(rate >= 1 && rate <= 20_000)) return "--rate must be from 1 to 20000";
+    const chosen = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
+    return { chosen, seconds, runs, rate, json: values.json, help: values.help };
+  } catch (error) {
+    return (error as Error).message;
+  }
+}

@@ -1,0 +1,101 @@
+import { Client } from "../../services/demo/client.js";
+import { Group, until } from "../../services/demo/group.js";
+import { shardOf } from "../../shards/ids.js";
+import { startStack, type TestStack } from "../harness/stack.js";
+
+export interface BenchOptions {
+  /** Length of each measurement, seconds. */
+  readonly seconds: number;
+  /** Repetitions, where a scenario has them. */
+  readonly runs: number;
+  /** Writes per second, where a scenario has a rate; undefined: its own. */
+  readonly rate: number | undefined;
+  readonly tell: (line: string) => void;
+}
+
+/** What a scenario found: a table to read, and figures to compare. */
+export interface BenchResult {
+  readonly rows: readonly (readonly (string | number)[])[];
+  readonly figures: Readonly<Record<string, unknown>>;
+}
+
+export interface Scenario {
+  readonly name: string;
+  readonly what: string;
+  run(options: BenchOptions): Promise<BenchResult>;
+}
+
+export interface Bench {
+  readonly stack: TestStack;
+  readonly client: Client;
+  readonly group: Group;
+  readonly owners: ReadonlyMap<number, string>;
+  /** `count` cluster ids of shards that `dc` owns. */
+  idsOf(dc: string, count: number): string[];
+}
+
+/** Runs `action` on a fresh stack, of which nothing stays. */
+export async function onStack<T>(options: BenchOptions, action: (bench: Bench) => Promise<T>): Promise<T> {
+  options.tell("starting three datacenters");
+  const stack = await startStack();
+  const client = new Client(Object.fromEntries(stack.dcs.map((dc) => [dc, stack.url(dc)])));
+  try {
+    const group = new Group(client);
+    const { why } = await until(60_000, () => group.whyNotConverged());
+    if (why !== null) throw new Error(`the stack is not ready: ${why}`);
+    const owners = await group.owners(stack.dcs[0] ?? "");
+    if (owners === null) throw new Error("not every shard has an owner");
+    return await action({ stack, client, group, owners, idsOf: (dc, count) => idsOf(owners, dc, count) });
+  } finally {
+    client.close();
+    await stack.stop();
+  }
+}
+
+function idsOf(owners: ReadonlyMap<number, string>, dc: string, count: number): string[] {
+  const ids: string[] = [];
+  for (let number = 0; ids.length < count; number++) {
+    const id = `bench-${dc}-${number}`;
+    if (owners.get(shardOf(id, owners.size)) === dc) ids.push(id);
+  }
+  return ids;
+}
+
+/** A cluster of the size of a usual one, about 1 KiB. */
+export function clusterBody(mark: string): unknown {
+  const node = (number: number) => ({
+    name: `worker-${String(number).padStart(2, "0")}`,
+    services: ["hadoop-hdfs-datanode", "hadoop-yarn-nodemanager"],
+    hardware: "storage-heavy",
+    flavor: "d2.large",
+  });
+  return {
+    name: `bench ${mark}`,
+    spec: { template: "hadoop-distributed", nodes: Array.from({ length: 6 }, (_, index) => node(index + 1)) },
+    labels: { team: "platform", env: "test", change: mark },
+  };
+}
+
+/** Calls `action` `perSecond` times a second for `seconds`, and waits for all. Timers that fire late are made up for. */
+export async function atRate(
+  perSecond: number,
+  seconds: number,
+  action: (number: number) => Promise<void>,
+): Promise<void> {
+  const underWay: Promise<void>[] = [];
+  const startedAt = performance.now();
+  await new Promise<void>((resolve) => {
+    const timer = setInterval(
+      () => {
+        const elapsed = Math.min(seconds * 1000, performance.now() - startedAt);
+        const due = Math.floor((elapsed * perSecond) / 1000);
+        while (underWay.length < due) underWay.push(action(underWay.length));
+        if (elapsed < seconds * 1000) return;
+        clearInterval(timer);
+        resolve();
+      },
+      Math.min(5, 1000 / perSecond),
+    );
+  });
+  await Promise.all(underWay);
+}

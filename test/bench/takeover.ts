@@ -1,0 +1,71 @@
+import { until } from "../../services/demo/group.js";
+import { Journal } from "../../services/demo/journal.js";
+import { Probe, spread } from "../../services/demo/probe.js";
+import { Sender } from "../../services/demo/sender.js";
+import { median } from "./figures.js";
+import { onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
+
+interface Run {
+  readonly dc: string;
+  readonly shards: number;
+  readonly worstMs: number;
+  readonly medianMs: number;
+  readonly convergeMs: number;
+}
+
+/** What a dead datacenter costs the writers of its shards. */
+export const takeover: Scenario = {
+  name: "takeover",
+  what: "kill -9 of a datacenter until a survivor accepts the first write of each of its shards, again and again; milliseconds",
+  run: (options) => onStack(options, (bench) => measure(bench, options)),
+};
+
+async function measure(bench: Bench, { runs: count, tell }: BenchOptions): Promise<BenchResult> {
+  const { stack, group, client } = bench;
+  const runs: Run[] = [];
+  for (let number = 1; number <= count; number++) {
+    const owners = await group.owners(stack.dcs[0] ?? "");
+    if (owners === null) throw new Error("not every shard has an owner");
+    const owned = (dc: string): number[] => [...owners].filter(([, owner]) => owner === dc).map(([shard]) => shard);
+    const dc = [...stack.dcs].sort((a, b) => owned(b).length - owned(a).length)[0] ?? "";
+    const shards = owned(dc);
+    const probe = new Probe({
+      sender: new Sender(client, new Journal()),
+      shards,
+      total: owners.size,
+      survivors: stack.dcs.filter((name) => name !== dc),
+      name: `T${number}`,
+    });
+    const killedAt = performance.now();
+    const [first] = await Promise.all([probe.run(30_000), stack.simulate("crash", dc)]);
+    const took = [...first.values()].map((at) => (at === null ? Infinity : at - killedAt));
+    const found = spread(took);
+    if (found === null || found.worst === Infinity)
+      throw new Error(`not every shard of ${dc} accepted a write within 30 s`);
+    const restartedAt = performance.now();
+    await stack.simulate("restart", dc);
+    const { why } = await until(60_000, () => group.whyNotConverged());
+    if (why !== null) throw new Error(`${dc} has not come back: ${why}`);
+    const convergeMs = Math.round(performance.now() - restartedAt);
+    runs.push({ dc, shards: shards.length, worstMs: found.worst, medianMs: found.median, convergeMs });
+    tell(
+      `run ${number}: ${dc}, ${shards.length} shards: worst ${found.worst} ms, median ${found.median} ms; back after ${convergeMs} ms`,
+    );
+  }
+  const worst = runs.map(({ worstMs }) => worstMs);
+  return {
+    rows: [
+      ["datacenter", "shards", "worst shard ms", "median shard ms", "converged ms"],
+      ...runs.map((run) => [run.dc, run.shards, run.worstMs, run.medianMs, run.convergeMs]),
+      [
+        "median of runs",
+        "",
+        median(worst),
+        median(runs.map(({ medianMs }) => medianMs)),
+        median(runs.map(({ convergeMs }) => convergeMs)),
+      ],
+      ["worst of runs", "", Math.max(...worst), "", ""],
+    ],
+    figures: { runs, worstMs: { median: median(worst), max: Math.max(...worst) } },
+  };
+}

@@ -1,0 +1,106 @@
+import { parseArgs } from "node:util";
+import { seededRandom } from "../../infra/random.js";
+import { startStack } from "../harness/stack.js";
+import { faults } from "./faults.js";
+import { runRounds } from "./rounds.js";
+
+const help = `Usage: npm run chaos -- --scenario NAME [options]
+
+Writes, reads and runs jobs in three datacenters while one after the other is hurt and mended, then checks all that
+was recorded against the invariants of DESIGN.md.
+
+Scenarios:
+${faults.map(({ name, what }) => `  ${name.padEnd(15)} ${what}`).join("\n")}
+
+Options:
+  --rounds N     how often (default 5)
+  --seed S       of the random choices of the load (default: another one each time; it is printed)
+  --rate W       writes per second (default 150)
+  --json         print one JSON object last (progress goes to stderr)
+  --help         this text
+
+Exit codes: 0 no violation, 1 a violation or a failed run, 2 wrong usage.
+`;
+
+process.exitCode = await main(process.argv.slice(2));
+
+async function main(argv: string[]): Promise<number> {
+  const options = parse(argv);
+  if (typeof options === "string") {
+    process.stderr.write(`${options}\n\n${help}`);
+    return 2;
+  }
+  if (options.help) {
+    process.stdout.write(help);
+    return 0;
+  }
+  const fault = faults.find(({ name }) => name === options.scenario);
+  if (fault === undefined) {
+    process.stderr.write(`there is no scenario ${options.scenario}\n\n${help}`);
+    return 2;
+  }
+  const { rounds, seed, rate, json } = options;
+  const startedAt = performance.now();
+  const tell = (line: string): void => {
+    (json ? process.stderr : process.stdout).write(
+      `${((performance.now() - startedAt) / 1000).toFixed(1).padStart(6)} s  ${line}\n`,
+    );
+  };
+  tell(`${fault.name}: ${rounds} rounds, seed ${seed}`);
+  const stack = await startStack();
+  try {
+    tell("three datacenters serve");
+    const result = await runRounds(stack, { fault, rounds, random: seededRandom(seed), tell, writesPerSecond: rate });
+    const { violations, history } = result;
+    const counts = {
+      writes: history.writes.length,
+      reads: history.reads.length,
+      jobs: history.jobs.length,
+      lateFinishes: history.finishes.length,
+      divergent: history.divergent.length,
+    };
+    tell(
+      Object.entries(counts)
+        .map(([name, count]) => `${count} ${name}`)
+        .join(", "),
+    );
+    for (const { invariant, what } of violations.slice(0, 50)) tell(`VIOLATION of ${invariant}: ${what}`);
+    tell(violations.length === 0 ? "no violation" : `${violations.length} violations; repeat with --seed ${seed}`);
+    if (json)
+      process.stdout.write(
+        `${JSON.stringify({ ok: violations.length === 0, scenario: fault.name, seed, counts, rounds: result.rounds, violations })}\n`,
+      );
+    return violations.length === 0 ? 0 : 1;
+  } catch (error) {
+    process.stderr.write(`chaos: ${(error as Error).message}\n`);
+    return 1;
+  } finally {
+    await stack.stop();
+  }
+}
+
+function parse(
+  argv: string[],
+): { scenario: string; rounds: number; seed: number; rate: number; json: boolean; help: boolean } | string {
+  try {
+    const { values } = parseArgs({
+      args: argv,
+      options: {
+        scenario: { type: "string", default: "kill-rounds" },
+        rounds: { type: "string", default: "5" },
+        seed: { type: "string", default: String(Date.now() % 1_000_000) },
+        rate: { type: "string", default: "150" },
+        json: { type: "boolean", default: false },
+        help: { type: "boolean", default: false },
+      },
+    });
+    const [rounds, seed, rate] = [Number(values.rounds), Number(values.seed), Number(values.rate)];
+    if (!Number.isInteger(rounds) || rounds < 1 || rounds > 1000)
+      return "--rounds must be a whole number from 1 to 1000";
+    if (!Number.isInteger(seed) || seed < 0) return "--seed must be a whole number";
+    if (!Number.isInteger(rate) || rate < 1 || rate > 5000) return "--rate must be a whole number from 1 to 5000";
+    return { scenario: values.scenario, rounds, seed, rate, json: values.json, help: values.help };
+  } catch (error) {
+    return (error as Error).message;
+  }
+}

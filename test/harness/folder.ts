@@ -1,0 +1,34 @@
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { running, signalTree, waitGone } from "../../infra/local/processes.js";
+import { forgetFolder, watchFolder } from "./reaper.js";
+
+/** A fresh folder that is emptied of processes and removed when the test's process ends, however it ends. */
+export function freshFolder(name: string): string {
+  const dir = mkdtempSync(path.join(os.tmpdir(), `hothot-${name}-`));
+  watchFolder(dir);
+  return dir;
+}
+
+/** Kills every process noted in a pid file below the folder, and removes it. */
+export async function endFolder(dir: string): Promise<void> {
+  const processes = filesBelow(dir)
+    .filter((file) => file.endsWith(".pid"))
+    .flatMap((file) => running(file) ?? []);
+  for (const process_ of processes) signalTree(process_, "SIGKILL");
+  await Promise.all(processes.map((process_) => waitGone(process_, 10_000)));
+  // Children of a killed server may still write for a moment.
+  rmSync(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
+  forgetFolder(dir);
+}
+
+function filesBelow(dir: string): string[] {
+  try {
+    return readdirSync(dir, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => path.join(entry.parentPath, entry.name));
+  } catch {
+    return [];
+  }
+}

@@ -1,0 +1,241 @@
+import assert from "node:assert/strict";
+import test, { after, before } from "node:test";
+import { systemTime } from "../../infra/clock.js";
+import { silentLogger } from "../../infra/logger.js";
+import { Database } from "../../infra/postgres/database.js";
+import { systemRandom } from "../../infra/random.js";
+import { Writer } from "../../replication/writer.js";
+import { epoch, shardOf, type ShardId } from "../../shards/ids.js";
+import { simulatedHandler } from "../../services/jobs/builtin-worker.js";
+import { Catalog } from "../../services/jobs/catalog.js";
+import { Dispatcher } from "../../services/jobs/dispatcher.js";
+import { PostgresJobSource } from "../../services/jobs/job-source.js";
+import {
+  defaultJobSettings,
+  JobEvents,
+  JobOperations,
+  putWorker,
+  TaskOperations,
+} from "../../services/jobs/operations.js";
+import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
+
+const shards = 8;
+const all = Array.from({ length: shards }, (_, shard) => shard as ShardId);
+const never = new AbortController().signal;
+const local = () => ({ durability: "local", deadline: systemTime.monotonic() + 10_000 }) as const;
+let server: TestPostgres;
+
+before(async () => {
+  server = await startPostgres();
+});
+after(() => server.stop());
+
+/** Jobs of one datacenter that owns every shard, on a real database. */
+async function datacenter() {
+  const database = new Database({
+    url: await freshDatabase(server),
+    connections: 6,
+    name: "test",
+    statementTimeoutMs: 5_000,
+    log: silentLogger,
+  });
+  await database.migrate();
+  for (const shard of all)
+    await database.pool.query(
+      "INSERT INTO shard_head (shard, partition, owner, epoch, state, tenure) VALUES ($1, 0, 'east', 1, 'owned', 1)",
+      [shard],
+    );
+  let current = epoch(1);
+  const writer = new Writer({
+    database,
+    gate: { enter: () => current, mayAcknowledge: () => true },
+    events: { committed: () => {}, published: async () => {} },
+    site: "east",
+    time: systemTime,
+    random: systemRandom,
+    log: silentLogger,
+  });
+  const events = new JobEvents();
+  const context = { catalog: () => Catalog.builtIn(), events, settings: { ...defaultJobSettings, leaseMs: 2_000 } };
+  const jobs = new JobOperations(context);
+  const tasks = new TaskOperations(context);
+  const source = new PostgresJobSource(database.db);
+  const dispatcher = new Dispatcher({
+    source,
+    writer,
+    jobs,
+    tasks,
+    events,
+    time: systemTime,
+    log: silentLogger,
+    scanMs: 100,
+  });
+  await dispatcher.start();
+  for (const shard of all) dispatcher.onOwned(shard, epoch(1), epoch(1));
+  await writer.write(
+    putWorker({ tenant: "", id: "w1", shard: shardOf("w1", shards), capacity: 50, labels: { a: "b" } }),
+    local(),
+  );
+  const cluster = async (id: string, more: Record<string, unknown> = {}): Promise<void> => {
+    const shard = shardOf(id, shards);
+    const now = new Date(systemTime.wall()).toISOString();
+    await writer.write(
+      {
+        shard,
+        needs: {},
+        decide: (work) => {
+          work.record({
+            type: "cluster.put",
+            cluster: {
+              tenant: "",
+              id,
+              shard,
+              status: "active",
+              name: id,
+              spec: { nodes: ["n1", "n2"] },
+              state: {},
+              labels: { env: "test" },
+              expiresAt: null,
+              version: 1,
+              createdAt: now,
+              updatedAt: now,
+              deleted: false,
+              ...more,
+            },
+          });
+          return { status: 201, body: null };
+        },
+      },
+      local(),
+    );
+  };
+  const start = async (clusterId: string, type: string, notBefore: string | null = null): Promise<string> => {
+    const request = { tenant: "", clusterId, shard: shardOf(clusterId, shards), type, input: {}, notBefore };
+    return ((await writer.write(jobs.start(request), local())).outcome.body as { id: string }).id;
+  };
+  const row = async (id: string) =>
+    database.db.selectFrom("jobs").selectAll().where("id", "=", id).executeTakeFirstOrThrow();
+  /** Takes and finishes until `ended` says so. */
+  const work = async (done: () => Promise<boolean>): Promise<void> => {
+    const handler = simulatedHandler({ taskMs: 0, failurePercent: 0, time: systemTime });
+    const end = systemTime.monotonic() + 20_000;
+    while (!(await done())) {
+      assert(systemTime.monotonic() < end, "the jobs did not end within 20 s");
+      const taken = await dispatcher.take({ tenant: "", workerId: "w1", waitMs: 50, max: 50 }, never);
+      await Promise.all(
+        taken.map(async (task) => {
+          const given = await handler(task, { signal: new AbortController().signal, fence: "" });
+          const finish = {
+            tenant: "",
+            taskId: task.id,
+            token: task.token,
+            workerId: "w1",
+            status: "ok",
+            result: given?.result ?? {},
+          } as const;
+          await writer.write(tasks.finish(finish), local());
+        }),
+      );
+    }
+  };
+  const takeover = async (): Promise<void> => {
+    current = epoch(current + 1);
+    await database.pool.query("UPDATE shard_head SET epoch = $1, tenure = $1", [current]);
+    await database.pool.query("DELETE FROM tasks");
+    for (const shard of all) dispatcher.onOwned(shard, current, current);
+  };
+  const close = async (): Promise<void> => {
+    await dispatcher.stop();
+    await database.close();
+  };
+  return { database, dispatcher, writer, jobs, tasks, source, cluster, start, row, work, takeover, close };
+}
+
+test("jobs run to their end on a real database, through a takeover, with the records that they should have", async () => {
+  const dc = await datacenter();
+  try {
+    const ids: string[] = [];
+    for (let i = 0; i < 20; i++) await dc.cluster(`c${i}`);
+    for (let i = 0; i < 20; i++) ids.push(await dc.start(`c${i}`, "create"));
+    const complete = async (): Promise<number> =>
+      (await Promise.all(ids.map((id) => dc.row(id)))).filter((job) => job.status === "complete").length;
+    let rounds = 0;
+    await dc.work(async () => ++rounds > 4);
+    assert.equal(await complete(), 0);
+    await dc.takeover();
+    await dc.work(async () => (await complete()) === ids.length);
+    for (const id of ids) {
+      const job = await dc.row(id);
+      assert.deepEqual([job.attempt, job.epoch, job.stage, job.checkpoint], [2, 2, null, null]);
+    }
+    const clusters = await dc.database.db.selectFrom("clusters").select(["status", "version", "state"]).execute();
+    for (const cluster of clusters) {
+      assert.deepEqual([cluster.status, cluster.version], ["active", 3]);
+      assert.match(JSON.stringify(cluster.state), /"n2":.*access_v4/);
+    }
+    const listed = await dc.writer.write(dc.tasks.list("", ids[0] ?? ""), local());
+    const { items } = listed.outcome.body as { items: { id: string; status: string }[] };
+    assert(items.length > 0 && items.every((task) => task.status === "ok"));
+  } finally {
+    await dc.close();
+  }
+});
+
+test("what the database is asked for is what it answers: leases, schedules, expiries, workers", async () => {
+  const dc = await datacenter();
+  try {
+    const soon = new Date(systemTime.wall() + 400).toISOString();
+    await dc.cluster("due");
+    await dc.cluster("over", { expiresAt: soon });
+    await dc.cluster("later", { expiresAt: new Date(systemTime.wall() + 3_600_000).toISOString() });
+    await dc.cluster("silent");
+    const due = await dc.start("due", "stop", soon);
+    const silent = await dc.start("silent", "stop");
+    const taken = await dc.dispatcher.take({ tenant: "", workerId: "w1", waitMs: 1_000, max: 1 }, never);
+    assert.equal(taken[0]?.jobId, silent);
+    const worker = await dc.source.worker("", "w1", all);
+    assert.deepEqual(worker, { capacity: 50, labels: { a: "b" }, held: 1 });
+    assert.equal((await dc.source.worker("", "w1", []))?.held, 0);
+    assert.equal(await dc.source.worker("t", "w1", all), undefined);
+    const available = await dc.source.availableTasks(
+      all.map((shard) => ({ shard, tenure: 1 })),
+      null,
+      10,
+    );
+    assert.deepEqual(
+      available.map((task) => [task.jobId, task.labels, task.notBefore]),
+      [[silent, { env: "test" }, 0]],
+    );
+    assert.deepEqual(
+      await dc.source.availableTasks(
+        all.map((shard) => ({ shard, tenure: 2 })),
+        null,
+        10,
+      ),
+      [],
+    );
+    assert.deepEqual(await dc.source.voidJobs([], null, 10), []);
+    const lost = await dc.source.voidJobs(
+      all.map((shard) => ({ shard, tenure: 2 })),
+      null,
+      10,
+    );
+    assert.deepEqual(
+      lost.map(({ id }) => id),
+      [silent],
+    );
+    // The silent worker's task, the scheduled job and the delete of the expired cluster come by themselves.
+    await dc.work(async () => {
+      const rows = await dc.database.db.selectFrom("jobs").select(["clusterId", "type", "status"]).execute();
+      return rows.length === 3 && rows.every((job) => job.status === "complete");
+    });
+    assert.equal((await dc.row(due)).status, "complete");
+    const statuses = await dc.database.db.selectFrom("clusters").select(["id", "status"]).orderBy("id").execute();
+    assert.deepEqual(
+      statuses.map(({ id, status }) => `${id}:${status}`),
+      ["due:active", "later:active", "over:terminated", "silent:active"],
+    );
+  } finally {
+    await dc.close();
+  }
+});
