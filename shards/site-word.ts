@@ -107,9 +107,12 @@ export class SiteWord {
     return this.#o.clock.monotonic() >= (this.#promises.get(target) ?? -Infinity);
   }
 
-  /** Milliseconds since the promise to the datacenter ran out; below 0 while it holds. */
+  /**
+   * Milliseconds since the promise to the datacenter ran out; below 0 while it holds. One that was never heard since this
+   * site began to speak gets two leases to be heard first: a group that starts together does not vote against its late-comers.
+   */
   silentMs(target: SiteName): number {
-    return this.#o.clock.monotonic() - (this.#promises.get(target) ?? this.#speaksFrom);
+    return this.#o.clock.monotonic() - (this.#promises.get(target) ?? this.#speaksFrom + 2 * this.#o.leaseMs);
   }
 
   /** Votes against the target: stored before it is given, and given only if nothing has changed meanwhile. */

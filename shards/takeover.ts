@@ -70,7 +70,7 @@ export class TakeoverWatch implements Service {
       const set = this.#o.siteSet();
       if (automaticTakeover(set).possible && this.#o.word.speaks && this.#o.leaseValid())
         for (const target of datacentersOf(set)) {
-          if (target === this.#o.site || this.#running.has(target) || !this.#o.word.free(target)) continue;
+          if (target === this.#o.site || this.#running.has(target) || this.#o.word.silentMs(target) < 0) continue;
           const shards = this.#o.map.ownedBy(target);
           if (shards.length === 0) continue;
           this.#running.add(target);
