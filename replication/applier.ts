@@ -178,7 +178,7 @@ export class Applier {
         }
         // The log holds more than the nearest replica gives: it is about to come, or the replica is stuck.
         state.behindSince ??= this.#time.monotonic();
-        await this.#time.sleep(Math.min(20, 1 + empty++), this.#stop.signal);
+        await this.#time.sleep(Math.min(50, 2 * ++empty), this.#stop.signal);
       } catch (error) {
         if (error instanceof Overtaken) await this.reload();
         else {

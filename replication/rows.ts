@@ -56,7 +56,7 @@ function upsertStatement(shape: TableShape): string {
   const guard = shape.columns.includes("changed_epoch")
     ? ` WHERE (${shape.table}.changed_epoch, ${shape.table}.changed_position) < (excluded.changed_epoch, excluded.changed_position)`
     : "";
-  sql = `INSERT INTO ${shape.table} (${columns}) SELECT ${columns} FROM jsonb_populate_recordset(null::${shape.table}, $1::jsonb) ON CONFLICT (${shape.key.join(", ")}) DO UPDATE SET ${update.join(", ")}${guard}`;
+  sql = `INSERT INTO ${shape.table} (${columns}) SELECT ${columns} FROM json_populate_recordset(null::${shape.table}, $1::json) ON CONFLICT (${shape.key.join(", ")}) DO UPDATE SET ${update.join(", ")}${guard}`;
   statements.set(shape, sql);
   return sql;
 }
@@ -104,12 +104,20 @@ export class RowSet {
     await upsert(client, shapes.clusters, [...this.clusters.values()]);
     await upsert(client, shapes.jobs, [...this.jobs.values()]);
     await upsert(client, shapes.workers, [...this.workers.values()]);
-    await upsert(
-      client,
-      shapes.keys,
-      [...this.keys.values()].map((row) => row),
-    );
+    const keys = [...this.keys.values()];
+    await upsert(client, shapes.keys, keys);
+    if (keys.length > 0) await supersede(client, keys);
   }
+}
+
+/** A divergent operation whose key has meanwhile taken effect at the new owner must not be applied twice (section 6). */
+async function supersede(client: Client, keys: readonly KeyRow[]): Promise<void> {
+  await client.query({
+    name: "supersede",
+    text: `UPDATE divergent_operations d SET status = 'superseded' FROM unnest($1::text[], $2::text[], $3::int[]) AS k(tenant, key, shard)
+      WHERE d.status = 'open' AND d.idempotency_key = k.key AND d.tenant = k.tenant AND d.shard = k.shard`,
+    values: [keys.map((row) => row.tenant), keys.map((row) => row.key), keys.map((row) => row.shard)],
+  });
 }
 
 function put<T extends Placed>(rows: Map<string, T>, key: string, row: T): void {

@@ -82,7 +82,7 @@ export function readStackFile(dir: string): StackFile | undefined {
 /** @throws FatalError not_writable */
 export function writeStackFile(dir: string, stack: StackFile): void {
   try {
-    mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     const fresh = `${fileOf(dir)}.new`;
     writeFileSync(fresh, `${JSON.stringify(stack, undefined, 2)}\n`, { mode: 0o600 });
     renameSync(fresh, fileOf(dir));
@@ -99,7 +99,7 @@ const roomToGoOn = 100e6;
 export function requireRoom(dir: string): void {
   const fresh = !existsSync(fileOf(dir));
   try {
-    mkdirSync(dir, { recursive: true });
+    makeFolder(dir);
     accessSync(dir, constants.W_OK);
   } catch (error) {
     throw notWritable(dir, error);
@@ -194,6 +194,14 @@ function checked(stack: StackFile): StackFile {
   if (stack.nodes > maxNodes || !fits(stack.nodes, stack.rttMs === null ? 0 : names.length))
     bad(`There are not enough ports for ${stack.nodes} nodes in each datacenter.`, "Use fewer --nodes.");
   return stack;
+}
+
+/** As mkdir -p. Node's own never ends where the system says ENOENT for a folder whose parent is there (below /proc, for one). */
+function makeFolder(dir: string): void {
+  if (!existsSync(dir)) {
+    if (dir !== path.dirname(dir)) makeFolder(path.dirname(dir));
+    mkdirSync(dir);
+  }
 }
 
 function notWritable(dir: string, error: unknown): FatalError {

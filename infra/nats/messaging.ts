@@ -61,11 +61,20 @@ export interface ConnectOptions {
 export class NatsLink implements Link {
   readonly #nc: NatsConnection;
   readonly #log: Logger;
+  /** One subscription for all answers: a new one for each call would be told to every server of the group. */
+  readonly #inbox = createInbox();
+  readonly #collectors = new Map<string, (message: Msg) => void>();
+  #calls = 0;
   #connected = true;
 
   private constructor(nc: NatsConnection, log: Logger) {
     this.#nc = nc;
     this.#log = log;
+    nc.subscribe(`${this.#inbox}.*`, {
+      callback: (error, message) => {
+        if (error === null) this.#collectors.get(message.subject.slice(this.#inbox.length + 1))?.(message);
+      },
+    });
   }
 
   /** @throws FatalError `nats_unreachable`, `nats_refused` with the way out. */
@@ -161,35 +170,31 @@ export class NatsLink implements Link {
     }
   }
 
-  /** A request with many answers; ends when `last` says so. @throws NoResponders | NoAnswer when `timeoutMs` pass without one. */
   collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
+    const token = String(++this.#calls);
     return new Promise((resolve, reject) => {
       const messages: Msg[] = [];
-      const inbox = createInbox();
       const end = (failure?: Error): void => {
         clearTimeout(timer);
-        if (!this.#nc.isClosed()) subscription.unsubscribe();
+        this.#collectors.delete(token);
         if (failure === undefined) resolve(messages);
         else reject(failure);
       };
       const silent = (): void => end(new NoAnswer(subject));
       let timer = setTimeout(silent, timeoutMs);
-      const subscription = this.#nc.subscribe(inbox, {
-        callback: (error, message) => {
-          if (error !== null) return end(new NoAnswer(subject, error));
-          if (message.headers?.code === 503) return end(new NoResponders(subject));
-          clearTimeout(timer);
-          try {
-            if (last(message)) return end();
-          } catch (failure) {
-            return end(failure as Error);
-          }
-          messages.push(message);
-          timer = setTimeout(silent, timeoutMs);
-        },
+      this.#collectors.set(token, (message) => {
+        if (message.headers?.code === 503) return end(new NoResponders(subject));
+        try {
+          if (last(message)) return end();
+        } catch (failure) {
+          return end(failure as Error);
+        }
+        messages.push(message);
+        clearTimeout(timer);
+        timer = setTimeout(silent, timeoutMs);
       });
       try {
-        this.#nc.publish(subject, data, { reply: inbox });
+        this.#nc.publish(subject, data, { reply: `${this.#inbox}.${token}` });
       } catch (error) {
         end(new NoAnswer(subject, error));
       }

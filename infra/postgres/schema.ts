@@ -366,7 +366,7 @@ CREATE TABLE idempotency_keys (
   shard int NOT NULL,
   fingerprint text NOT NULL,
   status int NOT NULL,
-  body jsonb,
+  body json,
   version bigint,
   created_at timestamptz NOT NULL,
   changed_epoch bigint NOT NULL,
@@ -417,6 +417,7 @@ CREATE TABLE divergent_operations (
   status text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'replayed', 'discarded', 'superseded')),
   UNIQUE (shard, epoch, position)
 );
+CREATE INDEX divergent_open_keys ON divergent_operations (idempotency_key) WHERE status = 'open';
 CREATE TABLE restores (
   shard int NOT NULL,
   tenant text NOT NULL,

@@ -66,13 +66,9 @@ export class Client {
   /** All items of a list, page by page; at most `limit` of them. */
   async list<T>(path: string, query: Readonly<Record<string, string | undefined>>, limit = Infinity): Promise<T[]> {
     const items: T[] = [];
-    for (let cursor: string | null | undefined; items.length < limit;) {
-      const wanted: Record<string, string | undefined> = {
-        ...query,
-        limit: String(Math.min(100, limit - items.length)),
-        ...(cursor === undefined ? {} : { cursor }),
-      };
-      const page = await this.get<{ items: T[]; nextCursor: string | null | undefined }>(`${path}?${queryOf(wanted)}`);
+    for (let cursor: string | undefined; items.length < limit;) {
+      const wanted = queryOf({ ...query, cursor, limit: String(Math.min(100, limit - items.length)) });
+      const page: { items: T[]; nextCursor?: string | null } = await this.get(`${path}?${wanted}`);
       items.push(...page.items);
       cursor = page.nextCursor ?? undefined;
       if (cursor === undefined) break;

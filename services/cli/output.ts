@@ -42,5 +42,5 @@ let unfinished = false;
 
 function cell(value: unknown): string {
   if (value === undefined || value === null) return "-";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  return typeof value === "string" ? value : JSON.stringify(value);
 }

@@ -209,8 +209,11 @@ class Story {
         const jobs = await this.#group.jobs(dc);
         if (jobs === null) return `${dc} does not list its jobs`;
         this.#journal.sight(dc, jobs);
-        const going = jobs.filter(({ status }) => !ended.has(status)).length;
-        if (going > 0) return `jobs are still running`;
+        const going = jobs.filter(({ status }) => !ended.has(status));
+        const [one] = going;
+        if (one !== undefined) {
+          return `${dc} shows ${going.length} unfinished jobs, as ${one.id} (${one.status}, attempt ${one.attempt} in ${one.runsIn})`;
+        }
       }
       return null;
     });

@@ -129,7 +129,10 @@ test("another operation that fails leaves the cluster inconsistent; a retry goes
   assert.equal(outcome.status, 202);
   assert.equal(world.job(id).attempt, 2);
   assert.equal(world.job(id).stage, "CONFIRM");
-  assert.equal(world.tasksOf(id).every((task) => task.attempt === 2), true);
+  assert.equal(
+    world.tasksOf(id).every((task) => task.attempt === 2),
+    true,
+  );
   assert.equal(world.clusterRow("c1").status, "pending");
   const [task] = world.runStage(id);
   assert.equal(task?.input["fence"], "1.2");
