@@ -51,7 +51,6 @@ export class Unit {
   async load(heads: ReadonlyMap<ShardId, LockedHead>, operations: readonly Operation[]): Promise<void> {
     for (const [shard, head] of heads) this.#heads.set(shard, { ...head, next: head.position });
     const clusters = operations.flatMap((o) => o.needs.clusters ?? []);
-    const active = operations.filter((o) => o.needs.activeJobs === true).flatMap((o) => o.needs.clusters ?? []);
     const jobs = operations.flatMap((o) => o.needs.jobs ?? []);
     const workers = operations.flatMap((o) => o.needs.workers ?? []);
     const keys = operations.filter((o) => o.key !== undefined);
@@ -65,13 +64,6 @@ export class Unit {
         clusters.map((c) => c.id),
       ]))
         this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
-    if (active.length > 0)
-      for (const row of await query<JobRow>(
-        "load_active_jobs",
-        "SELECT j.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN jobs j ON j.tenant = k.tenant AND j.cluster_id = k.id WHERE j.status IN ('queued', 'running', 'paused')",
-        [active.map((c) => c.tenant), active.map((c) => c.id)],
-      ))
-        this.#rows.jobs.set(row.id, row);
     if (jobs.length > 0) {
       for (const row of await query<JobRow>("load_jobs", "SELECT * FROM jobs WHERE id = ANY($1::text[])", [jobs])) this.#rows.jobs.set(row.id, row);
       const missing = [...this.#rows.jobs.values()].filter((job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)));
@@ -81,6 +73,22 @@ export class Unit {
           missing.map((j) => j.clusterId),
         ]))
           this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
+    }
+    const wantsActive = operations.filter((o) => o.needs.activeJobs === true);
+    if (wantsActive.length > 0) {
+      const named = wantsActive.flatMap((o) => [
+        ...(o.needs.clusters ?? []),
+        ...(o.needs.jobs ?? []).flatMap((id) => {
+          const job = this.#rows.jobs.get(id);
+          return job === undefined ? [] : [{ tenant: job.tenant, id: job.clusterId }];
+        }),
+      ]);
+      for (const row of await query<JobRow>(
+        "load_active_jobs",
+        "SELECT j.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN jobs j ON j.tenant = k.tenant AND j.cluster_id = k.id WHERE j.status IN ('queued', 'running', 'paused')",
+        [named.map((c) => c.tenant), named.map((c) => c.id)],
+      ))
+        this.#rows.jobs.set(row.id, row);
     }
     if (operations.some((o) => o.needs.tasks === true)) {
       const wanted = [...new Set([...jobs, ...[...this.#rows.jobs.keys()]])];

@@ -6,7 +6,7 @@ export interface Needs {
   readonly clusters?: readonly { readonly tenant: string; readonly id: string }[];
   /** With their tasks when `tasks` is set. */
   readonly jobs?: readonly string[];
-  /** The unfinished job of each of `clusters`, if any, is loaded too. */
+  /** The unfinished job of each of `clusters`, and of the clusters of `jobs`, is loaded too. */
   readonly activeJobs?: boolean;
   readonly tasks?: boolean;
   readonly workers?: readonly { readonly tenant: string; readonly id: string }[];

@@ -72,7 +72,7 @@ export class HothotNode {
         }
       },
       ms,
-      50,
+      150,
     );
     if (done === "ready") return;
     const what = done === "died" ? "ended" : `is not ready after ${Math.round(ms / 1000)} s (${said})`;

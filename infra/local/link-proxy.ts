@@ -37,6 +37,12 @@ export class LinkProxy {
     });
   }
 
+  /** Ends it and all its connections. */
+  stop(): void {
+    this.#server.close();
+    for (const connection of this.#connections) connection.destroy();
+  }
+
   cut(): void {
     this.#cut = true;
     for (const connection of this.#connections) connection.hold();

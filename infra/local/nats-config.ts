@@ -9,7 +9,7 @@ export interface NatsConfig {
   readonly monitorPort: number;
   readonly storeDir: string;
   readonly password: string;
-  /** host:port of the other sites that this server dials; the rest dial it. */
+  /** host:port of the servers that this one dials. With none it is no cluster: a cluster of one never elects a leader. */
   readonly routes: readonly string[];
   /** What gossip tells about this server's routes. */
   readonly advertise?: string;
@@ -17,7 +17,6 @@ export interface NatsConfig {
 
 /** The configuration of one site's nats-server in a cluster that stretches over all sites. */
 export function natsConfig(config: NatsConfig): string {
-  const routePassword = config.password;
   return `server_name: ${quoted(config.name)}
 server_tags: [${quoted(`site:${config.name}`)}]
 listen: "127.0.0.1:${config.clientPort}"
@@ -43,18 +42,23 @@ accounts {
   SYS { users: [{ user: "sys", password: ${quoted(config.password)} }] }
 }
 system_account: SYS
-cluster {
+${config.routes.length === 0 ? "" : clusterBlock(config)}`;
+}
+
+function clusterBlock(config: NatsConfig): string {
+  const routes = config.routes.map((address) => quoted(`nats://route:${config.password}@${address}`));
+  return `cluster {
   name: "hothot"
   listen: "127.0.0.1:${config.clusterPort}"
   ${config.advertise === undefined ? "" : `advertise: ${quoted(config.advertise)}`}
   # Clients know the sites' addresses; told others, they would go round a proxy between sites.
   no_advertise: true
-  authorization { user: "route", password: ${quoted(routePassword)}, timeout: 5 }
+  authorization { user: "route", password: ${quoted(config.password)}, timeout: 5 }
   # Heartbeats and votes have a route of their own, so that bulk data can't delay them.
   accounts: [HB]
   ping_interval: "2s"
   ping_max: 2
-  routes: [${config.routes.map((address) => quoted(`nats://route:${routePassword}@${address}`)).join(", ")}]
+  routes: [${routes.join(", ")}]
 }
 `;
 }

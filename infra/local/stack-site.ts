@@ -149,7 +149,7 @@ export class StackSite {
     const others = this.#stack.sites.filter((site) => site.name !== this.name);
     const routes = this.#links?.routePorts(this.name) ?? others.map((site) => this.#ports.natsCluster(site.slot));
     // A server reckons with as many members as it has routes, so one that is dialled by others lists itself instead; it ignores such a route.
-    while (routes.length < this.#stack.sites.length) routes.push(this.#ports.natsCluster(slot));
+    while (others.length > 0 && routes.length < this.#stack.sites.length) routes.push(this.#ports.natsCluster(slot));
     return new NatsServer({
       name: this.name,
       clientPort: this.#ports.natsClient(slot),

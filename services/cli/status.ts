@@ -11,7 +11,8 @@ interface DatacenterStatus {
   readonly state: string;
   readonly leaseMsLeft: number;
   readonly shardsOwned: number;
-  readonly lag: { readonly positions: number; readonly ms: number };
+  /** Null where nobody knows. */
+  readonly lag: { readonly positions: number | null; readonly ms: number | null };
   readonly pids?: SitePids;
 }
 
@@ -64,7 +65,7 @@ export async function statusOf(session: Session): Promise<Status> {
     const pids = stack?.pids(name);
     const url = client.urls[0] ?? "";
     return {
-      ...(found ?? { name, state: "dead", leaseMsLeft: 0, shardsOwned: 0, lag: { positions: 0, ms: 0 } }),
+      ...(found ?? { name, state: "dead", leaseMsLeft: 0, shardsOwned: 0, lag: { positions: null, ms: null } }),
       url: found?.url ?? url,
       ...(pids === undefined ? {} : { pids }),
     };
@@ -95,7 +96,7 @@ export function statusRows(status: Status): Row[] {
     url: url ?? "(witness)",
     state,
     shards: shardsOwned,
-    lag: lag === undefined ? undefined : `${lag.positions} (${Math.round(lag.ms)} ms)`,
+    lag: lag === undefined || lag.positions === null ? undefined : `${lag.positions} (${Math.round(lag.ms ?? 0)} ms)`,
     ...(pids === undefined ? {} : { pids: pidText(pids) }),
   }));
 }

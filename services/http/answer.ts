@@ -72,7 +72,9 @@ export function sendText(
 
 /** Did the client leave, so that nothing can be answered any more? */
 export function isGone(request: IncomingMessage, response: ServerResponse): boolean {
-  return response.destroyed || request.socket.destroyed;
+  // Once a request is destroyed, node takes its socket away, whatever the types say.
+  const socket = request.socket as IncomingMessage["socket"] | null;
+  return response.destroyed || socket === null || socket.destroyed;
 }
 
 function write(

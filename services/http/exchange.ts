@@ -61,7 +61,12 @@ export async function exchange(
     }
   } catch (error) {
     failure = error;
-    fail(shared, request, response, error, requestId);
+    try {
+      fail(shared, request, response, error, requestId);
+    } catch (second) {
+      shared.log.error("a problem could not be answered", { requestId, error: asError(second) });
+      response.destroy();
+    }
   } finally {
     if (abort !== undefined) shared.abortable.delete(abort);
     if (counted) lanes.answered();
@@ -184,7 +189,8 @@ function fail(
   if (response.headersSent) {
     const { socket } = request;
     socket.destroySoon();
-    shared.options.time.after(lingerMs, () => socket.destroy());
+    const timer = shared.options.time.after(lingerMs, () => socket.destroy());
+    socket.once("close", () => timer.cancel());
     return;
   }
   sendProblem(response, error, requestId, shared.draining() || isLongUnread(request));

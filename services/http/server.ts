@@ -81,6 +81,8 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     if (!(Number(request.headers["content-length"]) > config.bodyLimitBytes)) response.writeContinue();
     serve(request, response);
   });
+  // An expectation that nobody knows is no reason to refuse.
+  server.on("checkExpectation", serve);
   server.on("clientError", answerNonsense);
   server.maxConnections = limits.connections;
 

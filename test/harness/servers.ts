@@ -87,14 +87,13 @@ export async function startNats(
   const password = randomBytes(12).toString("hex");
   const servers = new Map(
     names.map((name, i) => {
-      const others = names.map((_, j) => j).filter((j) => j !== i);
       const server = new NatsServer({
         name,
         clientPort: plan.natsClient(i + 1),
         clusterPort: plan.natsCluster(i + 1),
         monitorPort: plan.natsMonitor(i + 1),
         password,
-        routes: others.map((j) => `127.0.0.1:${plan.natsCluster(j + 1)}`),
+        routes: names.flatMap((_, j) => (j === i ? [] : [`127.0.0.1:${plan.natsCluster(j + 1)}`])),
         dir: path.join(dir, name),
         logFile: path.join(dir, `${name}.log`),
         pidFile: path.join(dir, `${name}.pid`),

@@ -197,7 +197,7 @@ describe("Drain", () => {
   });
 
   it("cuts off what does not end in time", async () => {
-    const t = await startHttp({ config: { drainMs: 30 } });
+    const t = await startHttp({ config: { drainMs: 30, defaultTimeoutMs: 300 }, limits: { graceMs: 100 } });
     t.datacenter.before = () => new Promise<void>(() => {});
     const held = t.ask("PUT", "/v1/clusters/c1", { body: { name: "a", spec: {} } });
     const failed = assert.rejects(held);

@@ -96,6 +96,7 @@ async function rawAsk(url: string, method: string, path: string, { body, raw, he
   const request = http.request(`${url}${path}`, {
     method,
     agent: agent ?? false,
+    signal: AbortSignal.timeout(10_000),
     headers: {
       ...(bytes === undefined
         ? undefined

@@ -1,4 +1,3 @@
-import type { IncomingMessage } from "node:http";
 import { Problem, type FieldError } from "../../../infra/errors.js";
 import type { ClusterFields } from "../../api.js";
 import { check } from "../faults.js";
@@ -23,7 +22,8 @@ export function bulkRoute({ extensions }: Backend, lineLimit: number): Route {
     problems: ["not_found", "no_lease", "no_majority"],
     async handle({ request, response, context, signal }) {
       if (extensions.bulk === undefined) return missing();
-      const answers = extensions.bulk(context, rowsOf(request, lineLimit), signal);
+      // Not destroyed when reading ends early: the refusal still has to be sent over its connection.
+      const answers = extensions.bulk(context, rowsOf(request.iterator({ destroyOnReturn: false }), lineLimit), signal);
       await streamLines(response, context.requestId, answers, signal);
       return undefined;
     },
@@ -31,7 +31,7 @@ export function bulkRoute({ extensions }: Backend, lineLimit: number): Route {
 }
 
 /** The body's lines as rows; empty lines are counted and skipped. @throws Problem payload_too_large for a line beyond `limit` bytes */
-export async function* rowsOf(body: AsyncIterable<Buffer> | IncomingMessage, limit: number): AsyncGenerator<BulkRow> {
+export async function* rowsOf(body: AsyncIterable<Buffer>, limit: number): AsyncGenerator<BulkRow> {
   let line = 0;
   let parts: Buffer[] = [];
   let size = 0;
@@ -41,7 +41,7 @@ export async function* rowsOf(body: AsyncIterable<Buffer> | IncomingMessage, lim
     size = 0;
     return whole;
   };
-  for await (const chunk of body as AsyncIterable<Buffer>) {
+  for await (const chunk of body) {
     let from = 0;
     for (let end = chunk.indexOf(10); end >= 0; end = chunk.indexOf(10, from)) {
       parts.push(chunk.subarray(from, end));

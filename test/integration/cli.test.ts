@@ -1,0 +1,235 @@
+import assert from "node:assert/strict";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { once } from "node:events";
+import { writeFileSync } from "node:fs";
+import type { AddressInfo } from "node:net";
+import path from "node:path";
+import { after, before, describe, it } from "node:test";
+import { endFolder, freshFolder } from "../harness/folder.js";
+import { runCli } from "../harness/stack.js";
+
+/** The program's own part: usage, exit codes, output. What the verbs do to a group is tested with real ones elsewhere. */
+describe("the command line", () => {
+  let server: Server;
+  let url = "";
+  let dir = "";
+  const seen: { method: string; url: string; body: string; authorization: string | undefined }[] = [];
+  let answer: (request: IncomingMessage, response: ServerResponse) => void = () => undefined;
+
+  before(async () => {
+    dir = freshFolder("cli");
+    server = createServer((request, response) => {
+      let body = "";
+      request.on("data", (chunk: Buffer) => void (body += chunk.toString()));
+      request.on("end", () => {
+        seen.push({
+          method: request.method ?? "",
+          url: request.url ?? "",
+          body,
+          authorization: request.headers.authorization,
+        });
+        answer(request, response);
+      });
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  });
+  after(async () => {
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+    await endFolder(dir);
+  });
+  const reply = (response: ServerResponse, status: number, body: unknown): void => {
+    response.writeHead(status, { "content-type": status < 400 ? "application/json" : "application/problem+json" });
+    response.end(typeof body === "string" ? body : JSON.stringify(body));
+  };
+
+  for (const args of [
+    [],
+    ["bogus"],
+    ["up", "--bogus"],
+    ["up", "--shards", "0"],
+    ["up", "--rtt", "-1"],
+    ["clusters"],
+    ["clusters", "put", "x"],
+    ["clusters", "put", "x", "--data", "{"],
+    ["clusters", "put", "x", "--data", "@/nowhere"],
+    ["clusters", "get"],
+    ["clusters", "import", "/nowhere"],
+    ["switchover", "--to", "east"],
+    ["switchover", "--dc", "east", "--shard", "1", "--to", "west"],
+    ["drain"],
+    ["repair"],
+    ["simulate", "cut"],
+    ["simulate", "cut", "--link", "east"],
+    ["simulate", "crash"],
+  ]) {
+    it(`wrong usage, exit code 2: hothot ${args.join(" ")}`, async () => {
+      const { code, stdout, stderr } = await runCli(args, { HOTHOT_URL: url });
+      assert.equal(code, 2, stderr);
+      assert.equal(stdout, "");
+      assert.notEqual(stderr, "");
+    });
+  }
+
+  it("helps with every verb", async () => {
+    for (const verb of [
+      "up",
+      "down",
+      "status",
+      "shards",
+      "lag",
+      "clusters",
+      "jobs",
+      "switchover",
+      "takeover",
+      "history",
+      "verify",
+      "divergence",
+      "simulate",
+    ]) {
+      const { code, stdout } = await runCli([verb, "--help"]);
+      assert.equal(code, 0);
+      assert.match(stdout, /^Usage: hothot /);
+    }
+  });
+
+  it("says where there is no stack, no server, or no place for a stack", async () => {
+    const cases: [string, string[]][] = [
+      ["no_stack", ["down", "--dir", path.join(dir, "none")]],
+      ["no_stack", ["simulate", "crash", "east", "--dir", path.join(dir, "none")]],
+      ["unreachable", ["shards", "--url", "http://127.0.0.1:1"]],
+      ["not_writable", ["up", "--detach", "--dir", path.join(process.execPath, "below-a-file")]],
+      ["not_writable", ["up", "--detach", "--dir", "/proc/nowhere"]],
+      ["bad_option", ["up", "--detach", "--dcs", "East", "--dir", path.join(dir, "none")]],
+      ["not_available", ["up", "--detach", "--standby", "--dir", path.join(dir, "none")]],
+    ];
+    for (const [expected, args] of cases) {
+      const { code, stderr } = await runCli(args);
+      assert.equal(code, 1, args.join(" "));
+      assert.match(stderr, new RegExp(`^hothot: ${expected}: .*\\n  \\S`), args.join(" "));
+    }
+  });
+
+  it("gives the code of a problem, its faults, and with --json the problem itself", async () => {
+    const problem = {
+      type: "about:blank",
+      title: "no",
+      status: 400,
+      code: "invalid_request",
+      detail: "bad",
+      errors: [{ path: "/name", message: "must be a string" }],
+    };
+    answer = (_request, response) => reply(response, 400, problem);
+    const { code, stdout, stderr } = await runCli([
+      "clusters",
+      "put",
+      "a/b",
+      "--data",
+      '{"name":1}',
+      "--url",
+      url,
+      "--token",
+      "t0",
+      "--json",
+    ]);
+    assert.equal(code, 1);
+    assert.match(stderr, /^hothot: invalid_request: bad\n {2}\/name: must be a string/);
+    assert.deepEqual(JSON.parse(stdout), problem);
+    assert.deepEqual(seen.at(-1), {
+      method: "PUT",
+      url: "/v1/clusters/a%2Fb",
+      body: '{"name":1}',
+      authorization: "Bearer t0",
+    });
+  });
+
+  it("follows pages to the end, or to the limit", async () => {
+    answer = (request, response) => {
+      const query = new URL(request.url ?? "", url).searchParams;
+      const from = Number(query.get("cursor") ?? 0);
+      const to = Math.min(250, from + Number(query.get("limit")));
+      reply(response, 200, {
+        items: Array.from({ length: to - from }, (_, i) => ({
+          id: `c${from + i}`,
+          name: "n",
+          spec: {},
+          version: 3,
+          owner: "east",
+        })),
+        nextCursor: to < 250 ? String(to) : null,
+      });
+    };
+    const all = await runCli(["clusters", "list", "--url", url, "--json"]);
+    assert.equal((JSON.parse(all.stdout) as { items: unknown[] }).items.length, 250);
+    const some = await runCli(["clusters", "list", "--url", url, "--limit", "120", "--json"]);
+    assert.equal((JSON.parse(some.stdout) as { items: unknown[] }).items.length, 120);
+    const lines = (await runCli(["clusters", "export", "--url", url])).stdout.trimEnd().split("\n");
+    assert.equal(lines.length, 250);
+    assert.deepEqual(JSON.parse(lines[249] ?? ""), { id: "c249", name: "n", spec: {} });
+  });
+
+  it("imports lines, and sets aside those that are refused", async () => {
+    answer = (request, response) =>
+      request.url?.endsWith("/bad") === true
+        ? reply(response, 400, { code: "invalid_request", detail: "no" })
+        : reply(response, 201, {});
+    const file = path.join(dir, "in.ndjson");
+    const rejects = path.join(dir, "rejects.ndjson");
+    writeFileSync(file, '{"id":"good","name":"a"}\n\n{"id":"bad","name":"b"}\nnonsense\n{"name":"no id"}\n');
+    const { code, stdout } = await runCli(["clusters", "import", file, "--rejects", rejects, "--url", url, "--json"]);
+    assert.equal(code, 1);
+    const result = JSON.parse(stdout) as { done: number; rejected: number; rejects: { line: number }[] };
+    assert.equal(result.done, 2);
+    assert.deepEqual(result.rejects.map(({ line }) => line).sort(), [3, 4]);
+  });
+
+  it("waits for the end of a long operation, and fails when it failed", async () => {
+    let asked = 0;
+    const operation = (status: string): unknown => ({
+      id: "o1",
+      kind: "drain",
+      status,
+      progress: { done: asked, total: 2 },
+      shards: [],
+      error: status === "failed" ? "target died" : null,
+    });
+    answer = (request, response) =>
+      reply(
+        response,
+        request.method === "POST" ? 202 : 200,
+        operation(request.method === "POST" || ++asked < 2 ? "running" : "complete"),
+      );
+    const done = await runCli(["drain", "--dc", "east", "--url", url, "--json"]);
+    assert.equal(done.code, 0, done.stderr);
+    assert.equal((JSON.parse(done.stdout) as { status: string }).status, "complete");
+    assert.match(done.stderr, /drain: 1 of 2/);
+    answer = (request, response) => reply(response, request.method === "POST" ? 202 : 200, operation("failed"));
+    const failed = await runCli(["drain", "--dc", "east", "--url", url]);
+    assert.equal(failed.code, 1);
+    assert.match(failed.stderr, /^hothot: failed: target died/m);
+  });
+
+  it("tells by its exit code whether copies differ", async () => {
+    const line = (dc: string, equal: boolean): string =>
+      `${JSON.stringify({ shard: 1, dc, epoch: 1, position: 5, equal, clusters: equal ? [] : ["c9"] })}\n`;
+    for (const [equal, expected] of [
+      [true, 0],
+      [false, 1],
+    ] as const) {
+      answer = (_request, response) => reply(response, 200, line("east", true) + line("west", equal));
+      const { code, stdout, stderr } = await runCli(["verify", "--url", url, "--json"]);
+      assert.equal(code, expected);
+      assert.equal((JSON.parse(stdout) as { equal: boolean }).equal, equal);
+      assert.equal(/copies_differ/.test(stderr), !equal);
+    }
+  });
+
+  it("shows what it would do, and does not do it", async () => {
+    const before = seen.length;
+    const { code, stdout } = await runCli(["clusters", "delete", "x", "--dry-run", "--url", url]);
+    assert.equal(code, 0);
+    assert.deepEqual(JSON.parse(stdout), { method: "DELETE", path: "/v1/clusters/x" });
+    assert.equal(seen.length, before);
+  });
+});

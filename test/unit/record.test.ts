@@ -1,0 +1,95 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import fc from "fast-check";
+import { decodeBatch, decodeHeader, decodeRecord, encodeBatch, encodeRecord, lastOf, UnreadableRecord, type BatchHeader, type LogRecord, type OpenBody } from "../../replication/record.js";
+import { epoch, position, shardId } from "../../shards/ids.js";
+
+const header: BatchHeader = {
+  kind: "records",
+  generation: 1,
+  shard: shardId(60),
+  epoch: epoch(2 ** 33),
+  owner: "east",
+  batchId: "00112233445566ff",
+  first: position(7),
+  count: 1,
+  committedAt: 1_760_000_000_123,
+};
+const record: LogRecord = {
+  type: "cluster.put",
+  at: 1_760_000_000_000,
+  cluster: {
+    tenant: "",
+    id: "web-1",
+    shard: shardId(60),
+    status: "active",
+    name: "web",
+    spec: { nodes: ["n1"] },
+    state: {},
+    labels: { env: "prod" },
+    expiresAt: "2027-01-01T00:00:00.000Z",
+    version: 3,
+    createdAt: "2026-01-01T00:00:00.001Z",
+    updatedAt: "2026-01-02T00:00:00.000Z",
+    deleted: false,
+  },
+};
+const body: OpenBody = { from: "west", kind: "takeover", reason: "west was silent", by: "east", sameTenure: false, closing: 2 ** 52, phasesMs: { votes: 4 }, drained: 0, epochEnds: [{ epoch: epoch(1), owner: "west", last: position(6) }] };
+
+test("a record comes back as it went in", () => {
+  assert.deepEqual(decodeRecord(encodeRecord(record)), record);
+});
+
+test("a batch comes back as it went in, of each kind", () => {
+  const bytes = encodeRecord(record);
+  const batch = decodeBatch(encodeBatch({ header, records: [bytes], open: null }));
+  assert.deepEqual(batch.header, header);
+  assert.deepEqual(decodeRecord(batch.records[0]!), record);
+  for (const kind of ["open", "statement"] as const) {
+    const open = decodeBatch(encodeBatch({ header: { ...header, kind, count: 0 }, records: [], open: body }));
+    assert.deepEqual(open.open, body);
+    assert.equal(lastOf(open.header), 6);
+  }
+  assert.equal(lastOf(header), 7);
+});
+
+/** Version 1, as it was first written: a later version has to read it. */
+const golden =
+  "SEgBAAAAAAEAAAA8AAAAAgAAAAAAAAAAAAAABwAAAAEAAAGZyCzAewARIjNEVWb/BGVhc3QAAABclwDLQnmcgswAAACdoKV3ZWItMTymYWN0aXZlo3dlYt4AAaVub2Rlc5GibjHeAADeAAGjZW52pHByb2TLQnos6L1AAAADy0J5t22qgBAAy0J5t8AQQAAAwsDAwMCwdJit";
+
+test("version 1 is read for ever (golden message)", () => {
+  assert.equal(Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null })).toString("base64"), golden);
+  assert.deepEqual(decodeRecord(decodeBatch(Buffer.from(golden, "base64")).records[0]!), record);
+});
+
+test("a newer format, kind or record type is refused, never skipped", () => {
+  const bytes = Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null }));
+  const newer = Buffer.from(bytes);
+  newer[2] = 2;
+  assert.throws(() => decodeHeader(newer), (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message));
+  const type = Buffer.from(encodeRecord(record));
+  type[1] = 99;
+  assert.throws(() => decodeRecord(type), (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message));
+});
+
+test("damage is noticed, whatever byte it hits", () => {
+  const bytes = Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null }));
+  fc.assert(
+    fc.property(fc.nat(bytes.length - 1), fc.integer({ min: 1, max: 255 }), (at, flip) => {
+      const damaged = Buffer.from(bytes);
+      damaged[at] = (damaged[at] ?? 0) ^ flip;
+      assert.throws(() => decodeBatch(damaged), UnreadableRecord);
+    }),
+  );
+  for (let length = 0; length < bytes.length; length++) assert.throws(() => decodeBatch(bytes.subarray(0, length)), UnreadableRecord);
+});
+
+test("any JSON travels unchanged, with its order of keys", () => {
+  fc.assert(
+    fc.property(fc.dictionary(fc.string(), fc.jsonValue({ maxDepth: 4 })), (spec) => {
+      const plain = JSON.parse(JSON.stringify(spec)) as Record<string, unknown>;
+      const back = decodeRecord(encodeRecord({ ...record, cluster: { ...record.cluster!, spec: plain } })).cluster?.spec;
+      assert.equal(JSON.stringify(back), JSON.stringify(plain));
+    }),
+  );
+});
