@@ -49,6 +49,8 @@ const schema = z.strictObject({
   workerConcurrency: whole(1, 1000).default(8),
   simulatedTaskMs: whole(0, 3_600_000).default(40),
   simulatedFailurePercent: whole(0, 100).default(0),
+  automaticFailback: flag.default(true),
+  failbackAfterMs: whole(100, 86_400_000).default(20_000),
   drainMs: whole(0, 600_000).default(5_000),
 });
 

@@ -2,6 +2,7 @@ import type { Client, Database } from "../infra/postgres/database.js";
 import type { Logger } from "../infra/logger.js";
 import { position as toPosition, type Epoch, type Partition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import { voidCopies, setAside } from "./divergence.js";
+import { dropCarried, takeCarried } from "./carried.js";
 import { fold } from "./fold.js";
 import { lockHeads, storeHeads, storePositions, type FullHead } from "./heads.js";
 import { decodeRecord, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
@@ -144,9 +145,13 @@ export class PostgresReplicaStore implements ReplicaStore {
           rows = new RowSet();
           if (step.divergentAbove !== null) divergent = await setAside(client, this.site, head, step.divergentAbove);
           await voidCopies(client, head.shard, head.epoch, step.head.position);
+          const planned = step.head.owner === this.site && head.owner !== this.site && open.sameTenure;
+          const tenure = planned ? await takeCarried(client, head.shard, step.head.epoch) : null;
+          await dropCarried(client, head.shard, step.head.epoch);
           const next: FullHead = {
             ...head,
             ...step.head,
+            ...(tenure === null ? {} : { tenure }),
             confirmed: step.head.owner === this.site,
             since: new Date(message.header.committedAt).toISOString(),
             kind: open.kind,

@@ -9,6 +9,7 @@ import { Database } from "../infra/postgres/database.js";
 import { systemRandom, type Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
 import { Applier } from "../replication/applier.js";
+import { readProgress, storeProgress } from "../replication/carried.js";
 import { PostgresOutbox } from "../replication/outbox.js";
 import { LogOwnership } from "../replication/ownership.js";
 import { Progress } from "../replication/progress.js";
@@ -24,7 +25,7 @@ import { Changes } from "../routing/changes.js";
 import { route } from "../routing/route.js";
 import { Router } from "../routing/router.js";
 import { Coordinator } from "../shards/coordinator.js";
-import { epoch as toEpoch, partitionOf, position as toPosition, type Epoch, type Partition, type Position, type ShardId } from "../shards/ids.js";
+import { epoch as toEpoch, nextEpoch, partitionOf, position as toPosition, type Epoch, type Partition, type Position, type ShardId } from "../shards/ids.js";
 import { meetAgain, meetDatabase } from "../shards/incarnation.js";
 import { LeaderKeeper } from "../shards/leader-keeper.js";
 import { LeaseKeeper } from "../shards/lease-keeper.js";
@@ -32,8 +33,10 @@ import { ShardMap, type Head } from "../shards/map.js";
 import { Peers } from "../shards/peers.js";
 import { PostgresShardStore } from "../shards/postgres-store.js";
 import { SiteWord } from "../shards/site-word.js";
+import { Switchover } from "../shards/switchover.js";
 import { TakeoverWatch } from "../shards/takeover.js";
 import type { Command, Reply } from "./api.js";
+import { CallClient, CallServer, type Calls } from "./calls.js";
 import { Queries } from "./clusters/queries.js";
 import { CommandExecutor } from "./executor.js";
 import { generation } from "./init.js";
@@ -41,7 +44,9 @@ import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
 import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext } from "./jobs/operations.js";
+import { Failback } from "./failback.js";
 import { openLinks } from "./links.js";
+import { Moves } from "./moves.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
 /** How old a node's row may be (rule h). */
@@ -253,8 +258,56 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     ownership,
     restateMs: config.restateMs,
     active: () => replicator.holding && leases.valid,
-    moving: () => false,
+    moving: (shard) => switchover.isMoving(shard),
   });
+  const calls: Calls = {
+    move: async (request) => {
+      const result = await switchover.move(request);
+      if (result.kind === "moved") metrics.switchoverHoldSeconds.observe(result.heldMs / 1000);
+      return result;
+    },
+    carry: async (part) => {
+      await storeProgress(data, part);
+      return null;
+    },
+    opened: async ({ shard, epoch: at, timeoutMs }) => {
+      const deadline = time.monotonic() + timeoutMs;
+      const serves = (): boolean => {
+        const head = map.get(shard as ShardId);
+        return head !== undefined && head.epoch >= at;
+      };
+      while (!serves() && time.monotonic() < deadline) await changes.next(shard as ShardId, Math.min(100, deadline - time.monotonic()));
+      return serves();
+    },
+    positions: async () => map.all().map((head) => [head.shard, progress.place(head.shard).epoch, progress.place(head.shard).position] as const),
+    takeover: async ({ target, shards: wanted, by, forced }) => {
+      const heads = wanted.flatMap((shard) => map.get(shard as ShardId) ?? []).filter((head) => head.owner === target);
+      return [...(await takeovers.takeOver(target, heads, { by, reason: forced ? "forced by an operator" : "asked for by an operator", forced }))];
+    },
+    operation: ({ id, cancel }) => moves.local(id, cancel),
+  };
+  const callClient = new CallClient(group, site, links.routes, () => calls);
+  const holdSubject = (name: string): string => `hothot.${group}.inside.${site}.${name}.hold`;
+  const switchover: Switchover = new Switchover({
+    site,
+    node,
+    goneMs: goneMs(config),
+    time,
+    log,
+    map,
+    store,
+    ownership,
+    leaseValid: () => leases.valid,
+    canOpen: (target, partition) => peers.canOpen(target, partition),
+    hold: async (name, head, timeoutMs) => void (await links.main.request(holdSubject(name), pack(head), timeoutMs)),
+    flush: (head, deadline) => publisher.flush(head, deadline),
+    carry: async (head, to, timeoutMs) => {
+      const deadline = time.monotonic() + timeoutMs;
+      for (const part of await readProgress(data, head.shard, nextEpoch(head.epoch), head.tenure)) await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()));
+    },
+    opened: (to, shard, at, timeoutMs) => callClient.call(to, "opened", { shard, epoch: at, timeoutMs }, timeoutMs).catch(() => false),
+  });
+  const callServer = new CallServer({ group, site, messenger: links.main, calls, log, active: () => replicator.holding });
   const restorer = new Restorer({ group, site, database: data, messenger: links.main, map, time, log, active: () => replicator.holding });
   const takeovers = new TakeoverWatch({
     group,
@@ -451,6 +504,11 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
         for (let i = 0; i + 1 < list.length; i += 2) applier.hint(list[i] as Partition, list[i + 1] ?? 0);
       });
       inside.start();
+      links.main.subscribe(holdSubject(node), (message) => {
+        map.adopt(unpack(message.data) as Head);
+        message.respond(new Uint8Array(0));
+      });
+      await moves.start();
       for (const head of map.all()) judge(head);
       void (async () => {
         while (!stopped.signal.aborted) {
@@ -462,6 +520,7 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     },
     stop: async () => {
       stopped.abort();
+      moves.stop();
       await publisher.stop();
       await applier.stop();
     },
@@ -472,13 +531,13 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     housekeeping,
     leases,
     ...(has("coordinator") ? [coordinator] : []),
-    ...(has("replicator") ? [replicator, restorer, resume] : []),
+    ...(has("replicator") ? [replicator, restorer, resume, callServer] : []),
     ...(has("coordinator") ? [takeovers, leaderKeeper] : []),
     router,
     ...(has("api") ? [dispatcher] : []),
   ];
 
-  return {
+  const parts = {
     config,
     site,
     node,
@@ -513,6 +572,8 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     queries,
     dispatcher,
     jobEvents,
+    switchover,
+    callClient,
     services,
     state,
     worstLag,
@@ -525,9 +586,14 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       await links.close();
     },
   };
+  const moves: Moves = new Moves(parts, callClient);
+  const failback = new Failback(parts, moves);
+  if (has("coordinator")) services.push(failback);
+  return { ...parts, moves };
 }
 
-export type DatacenterParts = Awaited<ReturnType<typeof createDatacenter>>;
+/** What a process is made of, for the parts of services that stand on all of it. */
+export type DatacenterParts = Omit<Awaited<ReturnType<typeof createDatacenter>>, "moves">;
 
 const hintSubject = (group: string): string => `hothot.${group}.tail`;
 

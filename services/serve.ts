@@ -33,6 +33,12 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     time,
     random,
     log,
+    extensions: {
+      startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
+      getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
+      cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
+      setFailover: (context, paused) => parts.moves.setFailover(context, paused),
+    },
     observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),
   });
   const api: Service = {

@@ -7,7 +7,7 @@ import type { Service } from "../infra/service.js";
 import type { SiteName } from "./ids.js";
 import { answerSubject, heartbeatSubject, voteSubject, type HeartbeatMessage } from "./lease-keeper.js";
 import type { Peers } from "./peers.js";
-import type { SiteWord, VoteRequest } from "./site-word.js";
+import { castVote, type SiteWord, type VoteRequest } from "./site-word.js";
 import type { ShardStore } from "./store.js";
 
 export interface CoordinatorOptions {
@@ -98,7 +98,7 @@ export class Coordinator implements Service {
 
   async #vote(request: VoteRequest, respond: (data: Uint8Array) => void): Promise<void> {
     try {
-      const vote = await this.#o.word.vote(request);
+      const vote = await castVote(this.#o.word, request, this.#o.time);
       if (vote === undefined) return;
       this.#log.warn("votes", { against: request.target, for: request.candidate, number: vote.number });
       respond(pack({ site: this.#o.site, number: vote.number }));

@@ -25,8 +25,16 @@ interface Row {
 
 function headOf(row: Row): Head {
   return {
-    ...row,
     shard: shardId(row.shard),
+    owner: row.owner,
+    state: row.state,
+    closing: row.closing,
+    confirmed: row.confirmed,
+    since: row.since,
+    kind: row.kind,
+    reason: row.reason,
+    stopped: row.stopped,
+    revision: row.revision,
     partition: partition(row.partition),
     epoch: epoch(row.epoch),
     position: position(row.position),
@@ -116,6 +124,27 @@ export class PostgresShardStore implements ShardStore, VoteStore {
 
   async removeNode(node: string): Promise<void> {
     await this.database.pool.query("DELETE FROM nodes WHERE node = $1", [node]);
+  }
+
+  async beginMove(shard: ShardId, at: Epoch, node: string, goneMs: number): Promise<{ head: Head; nodes: string[] } | null> {
+    const { rows } = await this.database.pool.query<Row & { nodes: string[] }>({
+      name: "begin_move",
+      text: `UPDATE shard_head SET state = 'moving', revision = revision + 1 WHERE shard = $1 AND epoch = $2 AND state = 'owned' AND confirmed
+        RETURNING ${columns}, (SELECT coalesce(array_agg(node), '{}') FROM nodes WHERE node <> $3 AND seen_at > clock_timestamp() - $4 * interval '1 millisecond') AS nodes`,
+      values: [shard, at, node, goneMs],
+    });
+    const row = rows[0];
+    return row === undefined ? null : { head: headOf(row), nodes: row.nodes };
+  }
+
+  async endMove(shard: ShardId, at: Epoch): Promise<Head | undefined> {
+    const { rows } = await this.database.pool.query<Row>({
+      name: "end_move",
+      text: `UPDATE shard_head SET state = 'owned', revision = revision + 1
+        WHERE shard = $1 AND epoch = $2 AND state = 'moving' AND epoch > fenced_through AND closing = 0 RETURNING ${columns}`,
+      values: [shard, at],
+    });
+    return rows.map(headOf)[0];
   }
 
   async load(): Promise<Map<SiteName, Vote>> {

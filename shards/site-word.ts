@@ -1,4 +1,4 @@
-import type { Clock } from "../infra/clock.js";
+import type { Clock, Timers } from "../infra/clock.js";
 import type { SiteName } from "./ids.js";
 import type { Vote, VoteStore } from "./store.js";
 
@@ -26,6 +26,8 @@ export interface VoteRequest {
   readonly candidate: SiteName;
   readonly target: SiteName;
   readonly epochs: Readonly<Record<string, number>>;
+  /** An operator's: the site stops promising at once, and votes when its last promise has run out. */
+  readonly forced?: boolean;
 }
 
 export interface SiteWordOptions {
@@ -49,6 +51,8 @@ const nobody: Vote = { number: 0, epochs: {} };
 export class SiteWord {
   readonly #o: SiteWordOptions;
   readonly #promises = new Map<SiteName, number>();
+  /** Nothing is promised until then, since an operator forces a takeover (monotonic). */
+  readonly #denied = new Map<SiteName, number>();
   #votes = new Map<SiteName, Vote>();
   /** The coordinator's lock is held until here (monotonic). */
   #heldUntil = -Infinity;
@@ -92,6 +96,7 @@ export class SiteWord {
   /** @returns undefined while the site is silent, or hears of another site set. */
   heartbeat(heartbeat: Heartbeat): SiteAnswer | undefined {
     if (!this.speaks || heartbeat.set !== this.#o.setNumber()) return undefined;
+    if (this.#o.clock.monotonic() < (this.#denied.get(heartbeat.dc) ?? -Infinity)) return undefined;
     const answer = { site: this.#o.site, incarnation: this.#o.incarnation(), beat: heartbeat.beat };
     if (heartbeat.dc !== this.#o.site) {
       const vote = this.#votes.get(heartbeat.dc) ?? nobody;
@@ -115,6 +120,12 @@ export class SiteWord {
     return this.#o.clock.monotonic() - (this.#promises.get(target) ?? this.#speaksFrom + 2 * this.#o.leaseMs);
   }
 
+  /** For a forced takeover: promises nothing more to the target for `ms`. @returns milliseconds until its last promise has run out */
+  deny(target: SiteName, ms: number): number {
+    this.#denied.set(target, this.#o.clock.monotonic() + ms);
+    return Math.max(0, -this.silentMs(target));
+  }
+
   /** Votes against the target: stored before it is given, and given only if nothing has changed meanwhile. */
   async vote(request: VoteRequest): Promise<Vote | undefined> {
     const may = (): boolean => this.speaks && request.set === this.#o.setNumber() && request.target !== this.#o.site && this.free(request.target);
@@ -124,4 +135,13 @@ export class SiteWord {
     if (known === undefined || vote.number > known.number) this.#votes.set(request.target, vote);
     return may() ? vote : undefined;
   }
+}
+
+/** How long a site keeps its word back during a forced takeover. */
+const denyMs = 4_000;
+
+/** A vote now, or, when an operator forces it, as soon as the site's last promise has run out. */
+export async function castVote(word: SiteWord, request: VoteRequest, timers: Timers): Promise<Vote | undefined> {
+  if (request.forced === true && word.speaks) await timers.sleep(word.deny(request.target, denyMs) + 5);
+  return word.vote(request);
 }

@@ -43,4 +43,11 @@ export interface ShardStore {
   /** The canary: a write that also keeps this node listed (rule h). Nodes silent for `goneMs` are gone. @returns the others. */
   refreshNode(node: string, url: string, goneMs: number): Promise<string[]>;
   removeNode(node: string): Promise<void>;
+  /**
+   * Sets `moving` (rule g), after which no write of the epoch can commit; null: the shard is not owned in this epoch.
+   * @returns the head with its final position, and the datacenter's other live nodes as of this statement (rule h)
+   */
+  beginMove(shard: ShardId, epoch: Epoch, node: string, goneMs: number): Promise<{ readonly head: Head; readonly nodes: readonly string[] } | null>;
+  /** The move was called off before its append was tried: the same epoch goes on, unless a fence came meanwhile (rule d). */
+  endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
 }

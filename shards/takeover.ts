@@ -10,7 +10,7 @@ import type { Head, ShardMap } from "./map.js";
 import type { OwnershipLog } from "./ownership-log.js";
 import type { Peers } from "./peers.js";
 import { automaticTakeover, datacentersOf, votesNeeded, type SiteSet } from "./site-set.js";
-import type { SiteWord, VoteRequest } from "./site-word.js";
+import { castVote, type SiteWord, type VoteRequest } from "./site-word.js";
 import { successionOrder } from "./successor.js";
 
 export interface TakeoverOptions {
@@ -37,6 +37,8 @@ const votesHoldMs = 3_000;
 /** What nobody opened goes to the next in order. */
 const nextInOrderMs = 1_000;
 const voteTimeoutMs = 600;
+/** A forced vote waits until the site's last promise has run out. */
+const forcedVoteTimeoutMs = 4_000;
 const retryMs = 400;
 
 /**
@@ -63,6 +65,19 @@ export class TakeoverWatch implements Service {
   async stop(): Promise<void> {
     this.#stop.abort();
     await this.#loop;
+  }
+
+  /**
+   * An operator's takeover of some shards of a datacenter by this one.
+   * @returns the shards that were opened here
+   */
+  async takeOver(target: SiteName, shards: readonly Head[], order: { readonly by: string; readonly reason: string; readonly forced: boolean }): Promise<ReadonlySet<number>> {
+    const set = this.#o.siteSet();
+    const began = this.#o.time.monotonic();
+    if (!(await this.#collectVotes(set, target, shards, order.forced))) return new Set();
+    const times = { began, voted: this.#o.time.monotonic(), deadline: this.#o.time.monotonic() + votesHoldMs };
+    const opened = await Promise.all(shards.map((head) => this.#open(target, head, times, order)));
+    return new Set(shards.filter((_, index) => opened[index] === true).map((head) => head.shard));
   }
 
   async #watch(): Promise<void> {
@@ -114,36 +129,38 @@ export class TakeoverWatch implements Service {
     const mine = times.voted + rank * nextInOrderMs;
     if (mine >= times.deadline) return 0;
     await time.sleep(Math.max(0, mine - time.monotonic()), this.#stop.signal);
-    const results = await Promise.all(
-      heads.map(async (head) => {
-        const now = this.#o.map.get(head.shard);
-        if (this.#stop.signal.aborted || now === undefined || now.epoch !== head.epoch || !this.#o.leaseValid() || time.monotonic() >= times.deadline) return false;
-        const result = await this.#o.ownership.open(
-          {
-            shard: head.shard,
-            against: head.epoch,
-            from: target,
-            to: site,
-            kind: "takeover",
-            reason: `${target} was silent`,
-            by: site,
-            sameTenure: false,
-            closing: 0,
-            phasesMs: { votes: Math.round(times.voted - times.began), seal: Math.round(time.monotonic() - times.voted) },
-          },
-          times.deadline,
-        );
-        if (result.kind === "unknown") this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
-        return result.kind === "opened";
-      }),
-    );
+    const results = await Promise.all(heads.map((head) => this.#open(target, head, times, { by: site, reason: `${target} was silent` })));
     return results.filter(Boolean).length;
   }
 
-  async #collectVotes(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<boolean> {
+  /** Ownership and own lease are checked again before the append. */
+  async #open(target: SiteName, head: Head, times: { began: number; voted: number; deadline: number }, order: { readonly by: string; readonly reason: string }): Promise<boolean> {
+    const { time, site } = this.#o;
+    const now = this.#o.map.get(head.shard);
+    if (this.#stop.signal.aborted || now === undefined || now.epoch !== head.epoch || !this.#o.leaseValid() || time.monotonic() >= times.deadline) return false;
+    const result = await this.#o.ownership.open(
+      {
+        shard: head.shard,
+        against: head.epoch,
+        from: target,
+        to: site,
+        kind: "takeover",
+        reason: order.reason,
+        by: order.by,
+        sameTenure: false,
+        closing: 0,
+        phasesMs: { votes: Math.round(times.voted - times.began), seal: Math.round(time.monotonic() - times.voted) },
+      },
+      times.deadline,
+    );
+    if (result.kind === "unknown") this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
+    return result.kind === "opened";
+  }
+
+  async #collectVotes(set: SiteSet, target: SiteName, shards: readonly Head[], forced = false): Promise<boolean> {
     const epochs: Record<string, number> = {};
     for (const head of shards) epochs[String(head.shard)] = head.epoch;
-    const request: VoteRequest = { set: set.number, candidate: this.#o.site, target, epochs };
+    const request: VoteRequest = { set: set.number, candidate: this.#o.site, target, epochs, ...(forced ? { forced } : {}) };
     const needed = votesNeeded(set);
     const votes = new Set<SiteName>();
     const bytes = pack(request);
@@ -158,10 +175,10 @@ export class TakeoverWatch implements Service {
         open++;
         const ask = async (): Promise<void> => {
           if (name === this.#o.site) {
-            if ((await this.#o.word.vote(request)) !== undefined) votes.add(name);
+            if ((await castVote(this.#o.word, request, this.#o.time)) !== undefined) votes.add(name);
             return;
           }
-          const answer = unpack(await this.#o.messenger.request(voteSubject(this.#o.group, name), bytes, voteTimeoutMs)) as { site: SiteName };
+          const answer = unpack(await this.#o.messenger.request(voteSubject(this.#o.group, name), bytes, forced ? forcedVoteTimeoutMs : voteTimeoutMs)) as { site: SiteName };
           votes.add(answer.site);
         };
         ask()

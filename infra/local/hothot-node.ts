@@ -75,10 +75,15 @@ export class HothotNode {
       150,
     );
     if (done === "ready") return;
-    const what = done === "died" ? "ended" : `is not ready after ${Math.round(ms / 1000)} s (${said})`;
-    throw new FatalError(
+    throw this.failure(done === "died" ? "ended" : `is not ready after ${Math.round(ms / 1000)} s (${said})`);
+  }
+
+  /** That it did not do what it should, with the end of its log. */
+  failure(what: string): FatalError {
+    const log = lastLines(this.#options.logFile, 8);
+    return new FatalError(
       "node_failed",
-      `The hothot process ${this.label} ${what}. The end of its log:\n${lastLines(this.#options.logFile, 8)}`,
+      `The hothot process ${this.label} ${what}. The end of its log:\n${log}`,
       `See ${this.#options.logFile}.`,
     );
   }

@@ -48,6 +48,7 @@ export class NatsServer {
     const already = this.process();
     if (already !== undefined) return already;
     const { dir, logFile, pidFile } = this.#options;
+    mkdirSync(path.dirname(dir), { recursive: true });
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     const file = path.join(dir, "nats.conf");
     writeFileSync(file, natsConfig({ ...this.#options, storeDir: dir }), { mode: 0o600 });

@@ -59,7 +59,9 @@ export class PostgresServer {
     const fresh = path.join(this.#options.dir, "data.new");
     const passwordFile = path.join(this.#options.dir, "password.new");
     rmSync(fresh, { recursive: true, force: true });
-    mkdirSync(fresh, { recursive: true, mode: 0o700 });
+    // Only the data itself is closed to others: the server's user has to get there.
+    mkdirSync(this.#options.dir, { recursive: true });
+    mkdirSync(fresh, { mode: 0o700 });
     writeFileSync(passwordFile, this.#options.password, { mode: 0o600 });
     const as = postgresUser();
     for (const file of [fresh, passwordFile]) giveTo(as, file);
@@ -147,17 +149,25 @@ export class PostgresServer {
     return lines[0] === String(process_.pid) && lines[7]?.trim() === "ready";
   }
 
-  /** PostgreSQL refuses to start when any process has the number in its lock file; ours may have been given to another program. */
+  /**
+   * PostgreSQL refuses to start while any process has the number in its lock file, be it a dead one that its parent has not
+   * collected, or another program that was given the number. It overlooks its own parent's number, so that is put there;
+   * its other check, for children that still use the shared memory, stays as it is.
+   */
   #dropStaleLock(): void {
-    const pid = Number(this.#lockLines()[0] ?? 0);
-    if (pid <= 1 || startTimeOf(pid) === undefined) return;
-    let name = "postgres";
-    try {
-      name = readFileSync(`/proc/${pid}/comm`, "utf8").trim();
-    } catch {
-      // Without /proc PostgreSQL's own message has to do.
-    }
-    if (name !== "postgres") rmSync(path.join(this.#data, "postmaster.pid"), { force: true });
+    const [pid, ...rest] = this.#lockLines();
+    if (pid === undefined || Number(pid) <= 1) return;
+    const isOurs = startTimeOf(Number(pid)) !== undefined && commandLineOf(Number(pid)).includes(this.#data);
+    if (!isOurs) writeFileSync(path.join(this.#data, "postmaster.pid"), [process.pid, ...rest].join("\n"));
+  }
+}
+
+/** Empty where there is no /proc: a number in use is then somebody else's, since our own pid file was looked at before. */
+function commandLineOf(pid: number): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8");
+  } catch {
+    return "";
   }
 }
 

@@ -213,6 +213,9 @@ export class LocalStack {
     say("starting hothot ...");
     await allOf(sites.map((site) => site.startNodes()));
     await allOf(this.datacenters.flatMap((site) => site.nodes.map((node) => node.wait("readyz", readyMs))));
+    // A witness serves nobody, so all that shows is that it goes on.
+    for (const node of sites.flatMap((site) => site.nodes))
+      if (node.process() === undefined) throw node.failure("ended");
   }
 
   async #initialise(): Promise<void> {

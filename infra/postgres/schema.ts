@@ -22,6 +22,8 @@ export interface Tables {
   siteIncarnations: SiteIncarnationsTable;
   nodes: NodesTable;
   locks: LocksTable;
+  carriedProgress: CarriedProgressTable;
+  operations: OperationsTable;
 }
 
 type Json<T = unknown> = ColumnType<T, string, string>;
@@ -240,6 +242,25 @@ export interface LocksTable {
   until: ColumnType<string, never, never>;
 }
 
+/** Task progress that a planned move brought along, tied to the epoch that it is for; void if that comes otherwise. */
+export interface CarriedProgressTable {
+  shard: number;
+  epoch: number;
+  part: number;
+  /** The former owner's: attempts that began since then go on. */
+  tenure: number;
+  tasks: Json<object[]>;
+  /** Stage by job id. */
+  stages: Json<Record<string, string | null>>;
+}
+
+/** Long operations that this datacenter was asked for. */
+export interface OperationsTable {
+  id: string;
+  body: Json<Record<string, unknown>>;
+  startedAt: ColumnType<string, never, never>;
+}
+
 /** Ordered for ever: a new version adds a step, none is changed. */
 export const migrations: readonly string[] = [
   `
@@ -441,6 +462,20 @@ CREATE TABLE nodes (
   seen_at timestamptz NOT NULL,
   url text NOT NULL,
   started_at timestamptz NOT NULL
+);
+CREATE TABLE carried_progress (
+  shard int NOT NULL,
+  epoch bigint NOT NULL,
+  part int NOT NULL,
+  tenure bigint NOT NULL,
+  tasks jsonb NOT NULL,
+  stages jsonb NOT NULL,
+  PRIMARY KEY (shard, epoch, part)
+);
+CREATE TABLE operations (
+  id text PRIMARY KEY,
+  body jsonb NOT NULL,
+  started_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE locks (
   name text PRIMARY KEY,

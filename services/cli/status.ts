@@ -66,7 +66,8 @@ export async function statusOf(session: Session): Promise<Status> {
     const url = client.urls[0] ?? "";
     return {
       ...(found ?? { name, state: "dead", leaseMsLeft: 0, shardsOwned: 0, lag: { positions: null, ms: null } }),
-      url: found?.url ?? url,
+      // Another node of it may have said so; here its first one is meant.
+      url: stack === undefined ? (found?.url ?? url) : url,
       ...(pids === undefined ? {} : { pids }),
     };
   });

@@ -36,15 +36,16 @@ export class LateWorker {
     return this.#held.length;
   }
 
-  /** Sends the finishes of what it holds where another attempt of the job has begun; forgets the others. @returns how many */
+  /** Finishes what it holds: late where another attempt of the job has begun, in time elsewhere. @returns how many came late */
   async finishLate(dc: string): Promise<number> {
     const held = this.#held;
     this.#held = [];
     let sent = 0;
     for (const { id, jobId, attempt, token } of held) {
       const job = await this.#client.get<JobSeen>(dc, `/v1/jobs/${jobId}`);
-      if (job === null || job.attempt <= attempt) continue;
-      const mark = `late-${this.#id}-${sent++}-${attempt}-${jobId}`;
+      if (job === null) continue;
+      const mark = `late-${this.#id}-${attempt}-${id}`;
+      if (job.attempt > attempt) sent++;
       const body = { token, workerId: this.#id, status: "ok", result: { change: mark }, stdout: mark };
       const answer = await this.#client.request(dc, "POST", `/v1/tasks/${id}/finish`, { body });
       const { status } = answer;

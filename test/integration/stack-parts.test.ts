@@ -147,8 +147,10 @@ describe("throw-away servers", () => {
     const postgres = await startPostgres();
     try {
       const first = await freshDatabase(postgres);
-      await postgres.kill();
-      await postgres.restart();
+      for (let i = 0; i < 3; i++) {
+        await postgres.kill();
+        await postgres.restart();
+      }
       const second = await freshDatabase(postgres);
       assert.notEqual(first, second);
     } finally {

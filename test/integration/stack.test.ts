@@ -178,7 +178,8 @@ describe("the local stack", () => {
     let said = "";
     child.stderr.setEncoding("utf8").on("data", (text: string) => (said += text));
     child.stdout.resume();
-    assert.notEqual(await until(() => said.includes("Ctrl-C"), 60_000), undefined, said);
+    assert.notEqual(await until(() => said.includes("Ctrl-C") || child.exitCode !== null, 60_000), undefined, said);
+    assert.equal(child.exitCode, null, said);
     const living = LocalStack.open(dir).sites.map((site) => site.processes());
     assert.ok(living.every((processes) => processes.length === 3));
     child.kill("SIGINT");

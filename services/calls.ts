@@ -1,0 +1,86 @@
+import { pack, unpack } from "msgpackr";
+import { asError, Problem, type ProblemCode } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import { NoAnswer, NoResponders, type Messenger } from "../infra/nats/messaging.js";
+import type { Service } from "../infra/service.js";
+import type { CarriedPart } from "../replication/carried.js";
+import type { MoveRequest, MoveResult } from "../shards/switchover.js";
+import type { SiteName } from "../shards/ids.js";
+
+/** What one datacenter asks of another, beside forwarded requests. */
+export interface Calls {
+  move(request: MoveRequest): Promise<MoveResult>;
+  carry(part: CarriedPart): Promise<null>;
+  /** Waits until the datacenter serves the shard in this epoch or a later one. */
+  opened(question: { readonly shard: number; readonly epoch: number; readonly timeoutMs: number }): Promise<boolean>;
+  /** shard -> [epoch, position] as applied there. */
+  positions(question: null): Promise<readonly (readonly [shard: number, epoch: number, position: number])[]>;
+  /** An operator's takeover by the datacenter that is asked. @returns the shards that it opened */
+  takeover(order: { readonly target: SiteName; readonly shards: readonly number[]; readonly by: string; readonly forced: boolean }): Promise<readonly number[]>;
+  operation(question: { readonly id: string; readonly cancel: boolean }): Promise<unknown>;
+}
+
+type Answer = { readonly ok: unknown } | { readonly problem: { readonly code: ProblemCode; readonly detail: string } };
+
+const subject = (group: string, dc: SiteName, call: string): string => `hothot.${group}.dc.${dc}.call.${call}`;
+
+/** Calls between datacenters over NATS request/reply; each answered by one process, the datacenter's replicator. */
+export class CallServer implements Service {
+  readonly name = "calls";
+  #unsubscribe: (() => void)[] = [];
+
+  constructor(
+    private readonly o: { readonly group: string; readonly site: SiteName; readonly messenger: Messenger; readonly calls: Calls; readonly log: Logger; readonly active: () => boolean },
+  ) {}
+
+  async start(): Promise<void> {
+    for (const [name, call] of Object.entries(this.o.calls) as [string, (argument: never) => Promise<unknown>][])
+      this.#unsubscribe.push(
+        this.o.messenger.subscribe(subject(this.o.group, this.o.site, name), (message) => {
+          if (!this.o.active()) return;
+          void (async (): Promise<Answer> => {
+            try {
+              return { ok: await call.call(this.o.calls, unpack(message.data) as never) };
+            } catch (error) {
+              if (error instanceof Problem) return { problem: { code: error.code, detail: error.message } };
+              this.o.log.error("a call failed", { call: name, error: asError(error) });
+              return { problem: { code: "internal", detail: "a fault of ours" } };
+            }
+          })().then((answer) => message.respond(pack(answer)));
+        }),
+      );
+  }
+
+  async stop(): Promise<void> {
+    for (const end of this.#unsubscribe) end();
+  }
+}
+
+export class CallClient {
+  constructor(
+    private readonly group: string,
+    private readonly site: SiteName,
+    private readonly messengers: readonly Messenger[],
+    private readonly local: () => Calls,
+  ) {}
+
+  /** @throws Problem owner_unreachable when nobody is there, outcome_unknown without an answer; or what the other side says */
+  async call<K extends keyof Calls>(dc: SiteName, name: K, argument: Parameters<Calls[K]>[0], timeoutMs: number): Promise<Awaited<ReturnType<Calls[K]>>> {
+    type Result = Awaited<ReturnType<Calls[K]>>;
+    if (dc === this.site) return (await (this.local()[name] as (argument: unknown) => Promise<unknown>).call(this.local(), argument)) as Result;
+    const data = pack(argument);
+    for (const messenger of this.messengers) {
+      try {
+        const answer = unpack(await messenger.request(subject(this.group, dc, name), data, timeoutMs)) as Answer;
+        if ("problem" in answer) throw new Problem(answer.problem.code, answer.problem.detail);
+        return answer.ok as Result;
+      } catch (error) {
+        if (error instanceof NoResponders) continue;
+        if (error instanceof NoAnswer) throw new Problem("outcome_unknown", `${dc} did not answer in time`, { cause: error });
+        throw error;
+      }
+    }
+    throw new Problem("owner_unreachable", `${dc} can't be reached`);
+  }
+}
+

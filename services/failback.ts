@@ -1,0 +1,87 @@
+import PQueue from "p-queue";
+import { asError } from "../infra/errors.js";
+import type { Service } from "../infra/service.js";
+import type { SiteName } from "../shards/ids.js";
+import { datacentersOf } from "../shards/site-set.js";
+import type { DatacenterParts } from "./datacenter.js";
+import { planFailback } from "./move-plan.js";
+import type { Moves } from "./moves.js";
+
+const tickMs = 1_000;
+/** Takeovers that lie closer together than this count as one coming and going. */
+const flapWindowMinutes = 10;
+const atOnce = 8;
+
+/**
+ * Automatic failback (section 5): only of what a takeover moved, and only to a datacenter that has been healthy and caught
+ * up for a sticky time that grows with each flap. Each owner gives back what it holds for others.
+ */
+export class Failback implements Service {
+  readonly name = "failback";
+  readonly #p: DatacenterParts;
+  readonly #moves: Moves;
+  readonly #stop = new AbortController();
+  readonly #healthySince = new Map<SiteName, number>();
+  #loop: Promise<void> = Promise.resolve();
+
+  constructor(parts: DatacenterParts, moves: Moves) {
+    this.#p = parts;
+    this.#moves = moves;
+  }
+
+  async start(): Promise<void> {
+    this.#loop = (async () => {
+      while (!this.#stop.signal.aborted) {
+        try {
+          await this.#look();
+        } catch (error) {
+          this.#p.log.warn("automatic failback failed", { component: "failback", error: asError(error) });
+        }
+        await this.#p.time.sleep(tickMs, this.#stop.signal);
+      }
+    })();
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#loop;
+  }
+
+  async #look(): Promise<void> {
+    const { peers, map, siteSets, replicator, leases, site, time, config } = this.#p;
+    const now = time.monotonic();
+    for (const dc of datacentersOf(siteSets.set)) {
+      if (peers.state(dc) !== "serving" || dc === site) this.#healthySince.delete(dc);
+      else if (!this.#healthySince.has(dc)) this.#healthySince.set(dc, now);
+    }
+    if (!config.automaticFailback || siteSets.set.failoverPaused || !replicator.holding || !leases.valid) return;
+    const foreign = map.ownedBy(site).filter((head) => head.kind === "takeover");
+    if (foreign.length === 0) return;
+    const homes = await this.#moves.homes();
+    for (const [dc, since] of this.#healthySince) {
+      const moves = planFailback(foreign, dc, homes);
+      if (moves.length === 0 || now - since < (await this.#stickyMs(dc))) continue;
+      this.#p.log.info("fails back", { component: "failback", to: dc, shards: moves.length });
+      const queue = new PQueue({ concurrency: atOnce });
+      await queue.addAll(
+        moves.map((move) => async () => {
+          if (this.#stop.signal.aborted || peers.state(dc) !== "serving") return;
+          await this.#p.switchover.move({ shard: move.shard, to: dc, kind: "failback", reason: `${dc} is healthy again`, by: site });
+        }),
+      );
+    }
+  }
+
+  /** 20, 60, then 120 s (for a setting of 20 s), by how often the datacenter went away lately. */
+  async #stickyMs(dc: SiteName): Promise<number> {
+    const { rows } = await this.#p.control.pool.query<{ n: number }>(
+      `SELECT count(*)::int AS n FROM (SELECT at, lag(at) OVER (ORDER BY at) AS before FROM history
+         WHERE kind = 'takeover' AND from_dc = $1 AND to_dc <> $1 AND at > now() - $2 * interval '1 minute') AS t
+       WHERE before IS NULL OR at - before > interval '5 seconds'`,
+      [dc, flapWindowMinutes],
+    );
+    const flaps = rows[0]?.n ?? 1;
+    const factor = flaps <= 1 ? 1 : flaps === 2 ? 3 : 6;
+    return this.#p.config.failbackAfterMs * factor;
+  }
+}

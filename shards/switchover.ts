@@ -1,0 +1,141 @@
+import type { Time } from "../infra/clock.js";
+import { within } from "../infra/clock.js";
+import { asError } from "../infra/errors.js";
+import type { Logger } from "../infra/logger.js";
+import type { Epoch, Partition, ShardId, SiteName } from "./ids.js";
+import type { Head, ShardMap } from "./map.js";
+import type { OwnershipLog } from "./ownership-log.js";
+import type { ShardStore } from "./store.js";
+
+export interface MoveRequest {
+  readonly shard: ShardId;
+  readonly to: SiteName;
+  readonly kind: "switchover" | "drain" | "failback" | "rebalance";
+  readonly reason: string;
+  readonly by: string;
+}
+
+export type MoveResult =
+  | { readonly kind: "moved"; readonly epoch: Epoch; readonly heldMs: number }
+  /** The owner goes on in the same epoch. */
+  | { readonly kind: "called_off"; readonly why: string }
+  /** The append's outcome is not known: an own append settles it, so that exactly one datacenter owns the shard. */
+  | { readonly kind: "unsettled"; readonly why: string };
+
+export interface SwitchoverOptions {
+  readonly site: SiteName;
+  readonly node: string;
+  readonly goneMs: number;
+  readonly time: Time;
+  readonly log: Logger;
+  readonly map: ShardMap;
+  readonly store: ShardStore;
+  readonly ownership: OwnershipLog;
+  readonly leaseValid: () => boolean;
+  /** The target lives, has a lease, and could open the partition now. */
+  readonly canOpen: (target: SiteName, partition: Partition) => boolean;
+  /** Another node of this datacenter holds the shard; rejects when it does not confirm in time. */
+  readonly hold: (node: string, head: Head, timeoutMs: number) => Promise<void>;
+  /** The log holds all of the epoch. */
+  readonly flush: (head: Head, deadline: number) => Promise<boolean>;
+  /** Task progress of running jobs is stored at the target, tied to the epoch that comes. */
+  readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<void>;
+  /** The target serves the shard in this epoch. */
+  readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
+}
+
+const confirmMs = 1_000;
+const flushMs = 3_000;
+const carryMs = 2_000;
+const appendMs = 5_000;
+const openedMs = 5_000;
+
+/**
+ * Planned change of owner (section 5), driven by the owner's replicator. Everything that fails before the append gives the
+ * shard back at once; after it, nothing but another `open` can.
+ */
+export class Switchover {
+  readonly #o: SwitchoverOptions;
+  readonly #log: Logger;
+  readonly #moving = new Set<ShardId>();
+
+  constructor(options: SwitchoverOptions) {
+    this.#o = options;
+    this.#log = options.log.with({ component: "switchover" });
+  }
+
+  /** This process drives a move of the shard now. */
+  isMoving(shard: ShardId): boolean {
+    return this.#moving.has(shard);
+  }
+
+  async move(request: MoveRequest): Promise<MoveResult> {
+    const { shard, to } = request;
+    const head = this.#o.map.get(shard);
+    if (head?.owner !== this.#o.site) return { kind: "called_off", why: `${this.#o.site} does not own shard ${shard}` };
+    if (to === this.#o.site) return { kind: "called_off", why: `${to} owns shard ${shard} already` };
+    if (this.#moving.has(shard) || head.state === "moving") return { kind: "called_off", why: "the shard is being moved already" };
+    if (!this.#o.leaseValid()) return { kind: "called_off", why: `${this.#o.site} has no lease` };
+    if (!this.#o.canOpen(to, head.partition)) return { kind: "called_off", why: `${to} can't open the shard now` };
+    this.#moving.add(shard);
+    try {
+      return await this.#run(request, head);
+    } finally {
+      this.#moving.delete(shard);
+    }
+  }
+
+  async #run(request: MoveRequest, before: Head): Promise<MoveResult> {
+    const { time, store, map } = this.#o;
+    const { shard, to } = request;
+    const began = time.monotonic();
+    const phases: Record<string, number> = {};
+    const phase = (name: string, from: number): void => void (phases[name] = Math.round(time.monotonic() - from));
+    const started = await store.beginMove(shard, before.epoch, this.#o.node, this.#o.goneMs);
+    if (started === null) return { kind: "called_off", why: "the shard is not owned and confirmed here any more" };
+    const { head } = started;
+    map.adopt(head);
+    try {
+      await Promise.all(started.nodes.map((node) => this.#o.hold(node, head, confirmMs)));
+      phase("hold", began);
+      const flushing = time.monotonic();
+      if (!(await this.#o.flush(head, flushing + flushMs))) return await this.#callOff(head, "the log did not take the shard's last writes in time");
+      phase("flush", flushing);
+      const carrying = time.monotonic();
+      await this.#o.carry(head, to, carryMs);
+      phase("carry", carrying);
+    } catch (error) {
+      return this.#callOff(head, asError(error).message);
+    }
+    if (!this.#o.leaseValid()) return this.#callOff(head, "the lease ran out");
+    if (!this.#o.canOpen(to, head.partition)) return this.#callOff(head, `${to} can't open the shard any more`);
+    if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving") return { kind: "unsettled", why: "the shard was fenced during the move" };
+    const result = await this.#o.ownership.open(
+      { shard, against: head.epoch, from: this.#o.site, to, kind: request.kind, reason: request.reason, by: request.by, sameTenure: true, closing: 0, phasesMs: phases },
+      time.monotonic() + appendMs,
+    );
+    if (result.kind === "unknown") return { kind: "unsettled", why: "the log did not answer the append in time" };
+    if (result.kind === "moved" && result.owner !== to) return { kind: "unsettled", why: `${result.owner} opened the shard meanwhile` };
+    const epoch = (head.epoch + 1) as Epoch;
+    const served = await within(time, openedMs, this.#o.opened(to, shard, epoch, openedMs), false);
+    const heldMs = time.monotonic() - began;
+    this.#log.info("moved", { shard, epoch, to, heldMs: Math.round(heldMs), served, ...phases });
+    return { kind: "moved", epoch, heldMs };
+  }
+
+  async #callOff(head: Head, why: string): Promise<MoveResult> {
+    this.#log.warn("a move is called off", { shard: head.shard, epoch: head.epoch, why });
+    for (let tries = 0; tries < 50; tries++) {
+      try {
+        const back = await this.#o.store.endMove(head.shard, head.epoch);
+        if (back !== undefined) this.#o.map.adopt(back);
+        // Not given back: a fence came, or the epoch ended; an append settles it.
+        return { kind: "called_off", why };
+      } catch (error) {
+        this.#log.warn("giving a shard back failed", { shard: head.shard, error: asError(error) });
+        await this.#o.time.sleep(100);
+      }
+    }
+    return { kind: "unsettled", why };
+  }
+}

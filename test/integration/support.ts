@@ -1,0 +1,187 @@
+import assert from "node:assert/strict";
+import { problems, type ProblemCode } from "../../infra/errors.js";
+import { shardOf } from "../../shards/ids.js";
+import type { TestStack } from "../harness/stack.js";
+
+/** Shards of the stacks that these tests start. */
+export const shards = 64;
+/** Milliseconds by which a stack has settled after a fault, on a busy machine. */
+export const settleMs = 30_000;
+
+export type Json = Record<string, unknown>;
+
+/** One answer, as it came. */
+export interface Answered {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly text: string;
+  /** Monotonic milliseconds. */
+  readonly at: number;
+  readonly dc: string;
+}
+
+export interface Place {
+  readonly shard: number;
+  readonly epoch: number;
+  readonly position: number;
+}
+
+export interface ShardView {
+  readonly shard: number;
+  readonly partition: number;
+  readonly owner: string | null;
+  readonly epoch: number;
+  readonly state: string;
+  readonly position: number;
+}
+
+export interface VerifyLine {
+  readonly shard: number;
+  readonly dc: string;
+  readonly epoch: number;
+  readonly position: number;
+  readonly equal: boolean;
+  readonly clusters: readonly string[];
+}
+
+/** One request; a string is sent as it is. @throws when nobody answers within `ms`. */
+export async function send(
+  stack: TestStack,
+  dc: string,
+  method: string,
+  where: string,
+  body?: unknown,
+  headers: Readonly<Record<string, string>> = {},
+  ms = 60_000,
+): Promise<Answered> {
+  const answer = await fetch(`${stack.url(dc)}${where}`, {
+    method,
+    headers: { ...(body === undefined ? {} : { "content-type": "application/json" }), ...headers },
+    ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }),
+    signal: AbortSignal.timeout(ms),
+  });
+  const text = await answer.text();
+  return { status: answer.status, headers: answer.headers, text, at: performance.now(), dc };
+}
+
+/** The answer's JSON, once its status is the one wanted. */
+export function body<T = Json>(answer: Answered, status: number): T {
+  assert.equal(answer.status, status, `${answer.dc}: ${answer.status} ${answer.text}`);
+  return JSON.parse(answer.text) as T;
+}
+
+/** Hothot-Position, which must be there. */
+export function placeOf(answer: Answered): Place {
+  const text = answer.headers.get("hothot-position") ?? "";
+  const parts = /^(\d+):(\d+):(\d+)$/.exec(text);
+  assert.ok(parts, `Hothot-Position is ${JSON.stringify(text)} with ${answer.status} ${answer.text}`);
+  return { shard: Number(parts[1]), epoch: Number(parts[2]), position: Number(parts[3]) };
+}
+
+export const placeText = ({ shard, epoch, position }: Place): string => `${shard}:${epoch}:${position}`;
+export const after = (answer: Answered): Record<string, string> => ({
+  "hothot-min-position": placeText(placeOf(answer)),
+});
+
+/** A problem with this code and everything that every problem has. */
+export function problem(answer: Answered, code: ProblemCode): Json {
+  const found = body(answer, problems[code].status);
+  assert.equal(found["code"], code, answer.text);
+  assert.match(answer.headers.get("content-type") ?? "", /^application\/problem\+json\b/);
+  assert.equal(found["type"], `urn:hothot:problem:${code}`);
+  assert.ok(typeof found["title"] === "string" && found["title"].length > 0, "title");
+  assert.equal(found["status"], problems[code].status);
+  assert.ok(typeof found["detail"] === "string" && found["detail"].length > 0, "detail");
+  assert.equal(found["retryable"], problems[code].retryable);
+  assert.ok(typeof found["requestId"] === "string" && found["requestId"].length > 0, "requestId");
+  assert.equal(answer.headers.get("x-request-id"), found["requestId"]);
+  if (answer.status === 503) assert.match(answer.headers.get("retry-after") ?? "none", /^[1-9]\d*$/);
+  if (code === "invalid_request") {
+    const errors = found["errors"];
+    assert.ok(Array.isArray(errors) && errors.length > 0, "errors");
+    for (const error of errors as Json[]) {
+      assert.equal(typeof error["path"], "string");
+      assert.equal(typeof error["message"], "string");
+    }
+  }
+  return found;
+}
+
+/** The shard map as one datacenter has it. */
+export async function shardMap(stack: TestStack, dc: string): Promise<ShardView[]> {
+  return body<{ items: ShardView[] }>(await send(stack, dc, "GET", "/v1/shards?limit=1000"), 200).items;
+}
+
+/** Ids that hash to shards owned by `owner`, as `map` says; each call with another `prefix`. */
+export function idsOf(map: readonly ShardView[], owner: string, prefix: string, count: number): string[] {
+  const mine = new Set(map.filter((shard) => shard.owner === owner).map((shard) => shard.shard));
+  return idsWhere((id) => mine.has(shardOf(id, shards)), prefix, count);
+}
+
+/** Ids of one shard. */
+export const idsIn = (shard: number, prefix: string, count: number): string[] =>
+  idsWhere((id) => shardOf(id, shards) === shard, prefix, count);
+
+function idsWhere(wanted: (id: string) => boolean, prefix: string, count: number): string[] {
+  const found: string[] = [];
+  for (let number = 0; found.length < count; number++) {
+    assert.ok(number < 100_000, `no ${count} such ids`);
+    if (wanted(`${prefix}-${number}`)) found.push(`${prefix}-${number}`);
+  }
+  return found;
+}
+
+/** Waits until every datacenter says that all of them serve. */
+export async function allServe(stack: TestStack, ms = settleMs): Promise<void> {
+  await stack.until(
+    async () => {
+      for (const dc of stack.dcs) {
+        if ((await send(stack, dc, "GET", "/readyz")).status !== 200) throw new Error(`${dc} is not ready`);
+        const { datacenters } = body<{ datacenters: Json[] }>(await send(stack, dc, "GET", "/v1/topology"), 200);
+        const other = datacenters.find((each) => each["state"] !== "serving");
+        if (other !== undefined) throw new Error(`${dc} sees ${String(other["name"])} as ${String(other["state"])}`);
+        const lost = (await shardMap(stack, dc)).find((shard) => shard.state !== "owned");
+        if (lost !== undefined) throw new Error(`${dc} sees shard ${lost.shard} as ${lost.state}`);
+      }
+      return true;
+    },
+    ms,
+    "every datacenter serves",
+  );
+}
+
+/** Asks one datacenter whether all copies are equal, until they are; a copy that differs at rest stays so. */
+export async function allEqual(stack: TestStack, dc: string, ms = settleMs): Promise<VerifyLine[]> {
+  return stack.until(
+    async () => {
+      const answer = await send(stack, dc, "GET", "/v1/verify");
+      assert.equal(answer.status, 200, answer.text);
+      const lines = answer.text
+        .trimEnd()
+        .split("\n")
+        .map((line) => JSON.parse(line) as VerifyLine);
+      assert.equal(lines.length, shards * stack.dcs.length);
+      const differs = lines.filter((line) => !line.equal);
+      if (differs.length > 0) throw new Error(`they differ: ${JSON.stringify(differs.slice(0, 5))}`);
+      return lines;
+    },
+    ms,
+    "all copies are equal",
+  );
+}
+
+/** The time that `action` took, milliseconds. */
+export async function timed<T>(action: Promise<T>): Promise<{ ms: number; value: T }> {
+  const began = performance.now();
+  const value = await action;
+  return { ms: performance.now() - began, value };
+}
+
+export const pause = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** What is at `index`, which must be there. */
+export function at<T>(list: readonly T[], index: number): T {
+  const found = list.at(index);
+  assert.ok(found !== undefined, `there is no item ${index} of ${list.length}`);
+  return found;
+}

@@ -1,0 +1,384 @@
+import assert from "node:assert/strict";
+import { after as afterAll, before, describe, it } from "node:test";
+import { connectTo } from "./database.js";
+import { startStack, type TestStack } from "../harness/stack.js";
+import { readLog } from "./log-reader.js";
+import {
+  after,
+  allEqual,
+  allServe,
+  at,
+  body,
+  idsIn,
+  idsOf,
+  placeOf,
+  placeText,
+  problem,
+  send,
+  shardMap,
+  timed,
+  type Answered,
+  type Json,
+  type ShardView,
+} from "./support.js";
+
+describe("the write path", { timeout: 240_000 }, () => {
+  let stack: TestStack;
+  let map: ShardView[];
+  before(async () => {
+    stack = await startStack();
+    map = await shardMap(stack, "east");
+  });
+  afterAll(() => stack?.stop());
+
+  const on = (
+    dc: string,
+    method: string,
+    where: string,
+    data?: unknown,
+    headers?: Record<string, string>,
+  ): Promise<Answered> => send(stack, dc, method, where, data, headers);
+  const put = (dc: string, id: string, headers?: Record<string, string>, name = "n"): Promise<Answered> =>
+    on(dc, "PUT", `/v1/clusters/${id}`, { name, spec: {} }, headers);
+  const freshShard = (owner: string, nth: number): number => {
+    // Worker registrations and earlier tests leave marks: what matters is where the shard stood before.
+    const mine = map.filter((shard) => shard.owner === owner);
+    return at(mine, mine.length - 1 - nth).shard;
+  };
+  const standing = async (dc: string, shard: number): Promise<number> => at(await shardMap(stack, dc), shard).position;
+
+  it("lets any node serve any request, and says who owns and who did the work", async () => {
+    for (const owner of stack.dcs)
+      for (const [index, dc] of stack.dcs.entries()) {
+        const id = at(idsOf(map, owner, "any", 3), index);
+        for (const durability of ["local", "replicated"]) {
+          const answer = await put(dc, id, { "hothot-durability": durability });
+          assert.equal(answer.status, durability === "local" ? 201 : 200, answer.text);
+          assert.equal(answer.headers.get("hothot-owner"), owner);
+          assert.equal(answer.headers.get("hothot-served-by"), `${owner}/n1`);
+          assert.equal(placeOf(answer).epoch, at(map, placeOf(answer).shard).epoch);
+        }
+        const gone = await on(dc, "DELETE", `/v1/clusters/${id}`);
+        assert.equal(gone.status, 204);
+        assert.equal(gone.headers.get("hothot-served-by"), `${owner}/n1`);
+      }
+  });
+
+  it("numbers 200 concurrent writes of a shard densely, acknowledges each once, and commits them in groups", async () => {
+    const shard = freshShard("central", 0);
+    const before = await standing("central", shard);
+    const ids = idsIn(shard, "dense", 200);
+    const answers = await Promise.all(ids.map((id, number) => put(at(stack.dcs, number % 3), id)));
+    const positions = answers.map((answer) => {
+      assert.equal(answer.status, 201, answer.text);
+      assert.equal(placeOf(answer).shard, shard);
+      assert.equal(placeOf(answer).epoch, at(map, shard).epoch);
+      return placeOf(answer).position;
+    });
+    assert.deepEqual(
+      [...positions].sort((a, b) => a - b),
+      Array.from({ length: 200 }, (_, number) => before + number + 1),
+    );
+    assert.equal(await standing("central", shard), before + 200);
+    const database = await connectTo(stack, "central");
+    try {
+      const { rows } = await database.query<{ transactions: number; rows: number }>(
+        "SELECT count(DISTINCT xmin::text)::int AS transactions, count(*)::int AS rows FROM clusters WHERE id LIKE 'dense-%'",
+      );
+      assert.equal(rows[0]?.rows, 200);
+      assert.ok((rows[0]?.transactions ?? 0) <= 100, `${rows[0]?.transactions} transactions for 200 writes`);
+    } finally {
+      await database.end();
+    }
+    // The log holds the same, in the same order, once.
+    await stack.until(
+      async () => (await standing("east", shard)) === before + 200 && (await standing("west", shard)) === before + 200,
+      10_000,
+      "the peers have applied 200 writes",
+    );
+    const { entries } = await readLog(stack, "east");
+    const logged = entries.filter((entry) => entry.shard === shard && entry.position > before);
+    assert.deepEqual(
+      logged.map((entry) => entry.position),
+      Array.from({ length: 200 }, (_, number) => before + number + 1),
+    );
+    for (const [index, answer] of answers.entries()) {
+      const entry = at(logged, placeOf(answer).position - before - 1);
+      assert.equal(entry.record.cluster?.id, ids[index]);
+      assert.equal(entry.record.type, "cluster.put");
+    }
+  });
+
+  it("numbers 200 concurrent writes over all shards densely in each", async () => {
+    const before = await shardMap(stack, "east");
+    const heads = await Promise.all(map.map((shard) => standing(shard.owner ?? "", shard.shard)));
+    assert.equal(heads.length, before.length);
+    const answers = await Promise.all(
+      Array.from({ length: 200 }, (_, number) => put(at(stack.dcs, number % 3), `wide-${number}`)),
+    );
+    const byShard = new Map<number, number[]>();
+    for (const answer of answers) {
+      assert.equal(answer.status, 201, answer.text);
+      const { shard, position } = placeOf(answer);
+      byShard.set(shard, [...(byShard.get(shard) ?? []), position]);
+    }
+    for (const [shard, positions] of byShard)
+      assert.deepEqual(
+        positions.sort((a, b) => a - b),
+        positions.map((_, index) => at(heads, shard) + index + 1),
+        `shard ${shard}`,
+      );
+  });
+
+  it("keeps writes of one cluster in one order: 60 concurrent puts make 60 versions", async () => {
+    const id = at(idsOf(map, "west", "versions", 1), 0);
+    const answers = await Promise.all(
+      Array.from({ length: 60 }, (_, number) => put(at(stack.dcs, number % 3), id, {}, `v${number}`)),
+    );
+    const seen = answers
+      .map((answer) => ({ ...(JSON.parse(answer.text) as { version: number; name: string }), ...placeOf(answer) }))
+      .sort((a, b) => a.version - b.version);
+    assert.deepEqual(
+      seen.map((each) => each.version),
+      Array.from({ length: 60 }, (_, number) => number + 1),
+    );
+    for (const [index, each] of seen.entries()) assert.equal(each.position, at(seen, 0).position + index);
+    assert.equal(answers.filter((answer) => answer.status === 201).length, 1);
+    for (const dc of stack.dcs) {
+      const last = await on(dc, "GET", `/v1/clusters/${id}`, undefined, {
+        "hothot-min-position": placeText(at(seen, 59)),
+      });
+      assert.equal(body(last, 200)["name"], at(seen, 59).name);
+    }
+  });
+
+  it("acknowledges `replicated` once the log has the write", async () => {
+    const ids = stack.dcs.flatMap((owner) => idsOf(map, owner, "stored", 4));
+    for (const id of ids) body(await put("east", id, { "hothot-durability": "replicated" }), 201);
+    const { entries } = await readLog(stack, "west");
+    for (const id of ids)
+      assert.equal(entries.filter((entry) => entry.record.cluster?.id === id).length, 1, `${id} is in the log, once`);
+  });
+
+  it("reads its own writes anywhere with Hothot-Min-Position, also in lists and after deletes", async () => {
+    for (let round = 0; round < 20; round++) {
+      const owner = at(stack.dcs, round % 3);
+      const id = at(idsOf(map, owner, `own${round}`, 1), 0);
+      const writtenAt = at(stack.dcs, (round + 1) % 3);
+      const answer = await on(writtenAt, "PUT", `/v1/clusters/${id}`, {
+        name: `r${round}`,
+        spec: {},
+        labels: { own: `r${round}` },
+      });
+      body(answer, 201);
+      await Promise.all(
+        stack.dcs.map(async (dc) => {
+          const got = body(await on(dc, "GET", `/v1/clusters/${id}`, undefined, after(answer)), 200);
+          assert.equal(got["name"], `r${round}`);
+          const list = await on(dc, "GET", `/v1/clusters?label=own:r${round}`, undefined, after(answer));
+          assert.deepEqual(
+            body<{ items: Json[] }>(list, 200).items.map((item) => item["id"]),
+            [id],
+          );
+        }),
+      );
+      const gone = await on(writtenAt, "DELETE", `/v1/clusters/${id}`);
+      assert.equal(gone.status, 204);
+      await Promise.all(
+        stack.dcs.map(async (dc) =>
+          problem(await on(dc, "GET", `/v1/clusters/${id}`, undefined, after(gone)), "not_found"),
+        ),
+      );
+    }
+  });
+
+  it("gives up on an unknown position at the deadline, and not before", async () => {
+    const id = at(idsOf(map, "east", "unknown", 1), 0);
+    const place = placeOf(await put("east", id));
+    for (const unknown of [
+      { ...place, position: place.position + 1000 },
+      { ...place, epoch: place.epoch + 1, position: 1 },
+    ])
+      await Promise.all(
+        stack.dcs.flatMap((dc) =>
+          [`/v1/clusters/${id}`, "/v1/clusters", "/v1/jobs"].map(async (where) => {
+            const { ms, value } = await timed(
+              on(dc, "GET", where, undefined, {
+                "hothot-min-position": placeText(unknown),
+                "hothot-timeout-ms": "500",
+              }),
+            );
+            problem(value, "deadline_exceeded");
+            assert.ok(ms >= 495 && ms < 5_000, `${ms} ms`);
+          }),
+        ),
+      );
+  });
+
+  it("gives the first answer again, byte for byte, to the same key and body through any datacenter", async () => {
+    const id = at(idsOf(map, "central", "key", 1), 0);
+    const data = { name: "keyed", spec: { b: 1, a: [1, 2, { z: 1, y: 2 }] }, labels: { z: "1", a: "2" } };
+    const key = { "idempotency-key": "write-path-key-1" };
+    const first = await on("east", "PUT", `/v1/clusters/${id}`, data, key);
+    assert.equal(first.status, 201);
+    assert.equal(first.headers.get("idempotency-replayed"), null);
+    body(await put("west", id, {}, "something else"), 200);
+    for (const dc of stack.dcs)
+      for (const durability of ["local", "replicated"]) {
+        const again = await on(dc, "PUT", `/v1/clusters/${id}`, data, { ...key, "hothot-durability": durability });
+        assert.equal(again.text, first.text);
+        assert.equal(again.status, first.status);
+        assert.equal(again.headers.get("idempotency-replayed"), "true");
+        for (const name of ["etag", "hothot-position", "hothot-owner", "content-type"])
+          assert.equal(again.headers.get(name), first.headers.get(name), name);
+      }
+    const now = body(await on("west", "GET", `/v1/clusters/${id}`, undefined, { "hothot-consistency": "owner" }), 200);
+    assert.equal(now["version"], 2);
+    assert.equal(now["name"], "something else");
+    for (const dc of stack.dcs) {
+      problem(await on(dc, "PUT", `/v1/clusters/${id}`, { ...data, name: "x" }, key), "idempotency_key_reused");
+      problem(await on(dc, "DELETE", `/v1/clusters/${id}`, undefined, key), "idempotency_key_reused");
+      problem(await on(dc, "PUT", `/v1/clusters/${id}`, data, { ...key, "if-match": '"2"' }), "idempotency_key_reused");
+    }
+    const remove = { "idempotency-key": "write-path-key-2" };
+    const gone = await on("west", "DELETE", `/v1/clusters/${id}`, undefined, remove);
+    for (const dc of stack.dcs) {
+      const again = await on(dc, "DELETE", `/v1/clusters/${id}`, undefined, remove);
+      assert.equal(again.status, 204);
+      assert.equal(again.text, "");
+      assert.equal(again.headers.get("idempotency-replayed"), "true");
+      assert.equal(again.headers.get("hothot-position"), gone.headers.get("hothot-position"));
+    }
+  });
+
+  it("carries a keyed write out once, however many of it come at once", async () => {
+    for (const owner of stack.dcs) {
+      const id = at(idsOf(map, owner, "once", 1), 0);
+      const key = { "idempotency-key": `once-${owner}` };
+      const answers = await Promise.all(
+        Array.from({ length: 24 }, (_, number) => put(at(stack.dcs, number % 3), id, key)),
+      );
+      assert.deepEqual(new Set(answers.map((answer) => `${answer.status} ${answer.text}`)).size, 1);
+      assert.equal(answers[0]?.status, 201);
+      assert.equal(answers.filter((answer) => answer.headers.get("idempotency-replayed") === null).length, 1);
+      assert.equal(new Set(answers.map((answer) => answer.headers.get("hothot-position"))).size, 1);
+    }
+  });
+
+  it("remembers nothing of a keyed write that was refused", async () => {
+    const id = at(idsOf(map, "west", "refused", 1), 0);
+    const headers = { "idempotency-key": "refused-1", "if-match": '"1"' };
+    problem(await put("east", id, headers), "version_mismatch");
+    body(await put("east", id), 201);
+    const now = await put("central", id, headers);
+    assert.equal(body(now, 200)["version"], 2);
+    assert.equal(now.headers.get("idempotency-replayed"), null);
+  });
+
+  it("lets exactly one of many conditional writes win", async () => {
+    for (const owner of stack.dcs) {
+      const id = at(idsOf(map, owner, "race", 1), 0);
+      const race = async (
+        headers: Record<string, string>,
+        method: "PUT" | "DELETE" = "PUT",
+      ): Promise<{ won: Answered[]; lost: Answered[] }> => {
+        const answers = await Promise.all(
+          Array.from({ length: 30 }, (_, number) =>
+            method === "PUT"
+              ? put(at(stack.dcs, number % 3), id, headers, `w${number}`)
+              : on(at(stack.dcs, number % 3), "DELETE", `/v1/clusters/${id}`, undefined, headers),
+          ),
+        );
+        return {
+          won: answers.filter((answer) => answer.status < 300),
+          lost: answers.filter((answer) => answer.status >= 300),
+        };
+      };
+      for (const [version, headers] of [
+        [1, { "if-none-match": "*" }],
+        [2, { "if-match": '"1"' }],
+        [3, { "if-match": '"2"' }],
+      ] as const) {
+        const { won, lost } = await race(headers);
+        assert.equal(won.length, 1);
+        for (const answer of lost) problem(answer, "version_mismatch");
+        const winner = body<{ version: number; name: string }>(at(won, 0), version === 1 ? 201 : 200);
+        assert.equal(winner.version, version);
+        const now = body(await on(owner, "GET", `/v1/clusters/${id}`, undefined, after(at(won, 0))), 200);
+        assert.equal(now["name"], winner.name);
+        assert.equal(now["version"], version);
+      }
+      const { won, lost } = await race({ "if-match": '"3"' }, "DELETE");
+      assert.equal(won.length, 1);
+      for (const answer of lost) problem(answer, "not_found");
+      const posts = await Promise.all(
+        Array.from({ length: 30 }, (_, number) =>
+          on(at(stack.dcs, number % 3), "POST", "/v1/clusters", { id, name: "p", spec: {} }),
+        ),
+      );
+      assert.equal(posts.filter((answer) => answer.status === 201).length, 1);
+      for (const answer of posts) if (answer.status !== 201) problem(answer, "already_exists");
+    }
+  });
+
+  it("says on a replica's read how far it lags, as a whole number of milliseconds", async () => {
+    const id = at(idsOf(map, "east", "lag", 1), 0);
+    await put("east", id);
+    for (let round = 0; round < 10; round++)
+      for (const dc of stack.dcs) {
+        const answer = await on(dc, "GET", `/v1/clusters/${id}`);
+        const lag = answer.headers.get("hothot-lag-ms");
+        if (dc === "east") assert.equal(lag, null);
+        else if (answer.status === 200) assert.match(lag ?? "none", /^\d+$/);
+        assert.equal(answer.headers.get("hothot-stale"), null);
+      }
+    const lag = body<{ items: Json[] }>(await on("west", "GET", "/v1/lag?limit=1000"), 200).items;
+    assert.equal(lag.length, map.length);
+    for (const item of lag) {
+      assert.ok(Number.isInteger(item["positions"]) && Number.isInteger(item["ms"]), JSON.stringify(item));
+      assert.equal(item["owner"], at(map, Number(item["shard"])).owner);
+    }
+  });
+
+  it("counts its writes where they came in", async () => {
+    const text = (await on("east", "GET", "/metrics")).text;
+    assert.match(text, /hothot_writes_total\{[^}]*outcome="ok"[^}]*\} [1-9]/);
+    assert.match(text, /hothot_writes_total\{[^}]*route="forwarded"[^}]*\} [1-9]/);
+    assert.match(text, /hothot_writes_total\{[^}]*outcome="version_mismatch"[^}]*\} [1-9]/);
+    assert.match(text, /hothot_owned_shards(\{[^}]*\})? 2[0-9]/);
+  });
+
+  it("keeps `replicated` waiting while a majority of the log is away, and `local` not", async () => {
+    const [local = "", stored = "", later = ""] = idsOf(map, "east", "majority", 3);
+    body(await put("east", later), 201);
+    const others = stack.dcs.filter((dc) => dc !== "east").map((dc) => stack.stack.site(dc).nats.process()?.pid ?? 0);
+    assert.ok(others.every((pid) => pid > 0));
+    // Shorter than the lease, so that its end plays no part.
+    for (const pid of others) process.kill(pid, "SIGSTOP");
+    let answers: Answered[];
+    try {
+      answers = await Promise.all([
+        put("east", local, { "hothot-timeout-ms": "700" }),
+        put("east", stored, { "hothot-timeout-ms": "700", "hothot-durability": "replicated" }),
+        on("east", "GET", `/v1/clusters/${later}`, undefined, { "hothot-timeout-ms": "700" }),
+      ]);
+    } finally {
+      for (const pid of others) process.kill(pid, "SIGCONT");
+    }
+    body(at(answers, 0), 201);
+    problem(at(answers, 1), "outcome_unknown");
+    body(at(answers, 2), 200);
+    await allServe(stack);
+    for (const dc of stack.dcs)
+      for (const id of [local, stored])
+        await stack.until(
+          async () => (await on(dc, "GET", `/v1/clusters/${id}`)).status === 200,
+          10_000,
+          `${id} in ${dc}`,
+        );
+  });
+
+  it("has equal copies in the end", async () => {
+    await allEqual(stack, "central");
+  });
+});

@@ -1,0 +1,114 @@
+import { pack, unpack } from "msgpackr";
+import type { Messenger } from "../../infra/nats/messaging.js";
+import type { ClusterRow } from "../../replication/entities.js";
+import type { ShardId } from "../../shards/ids.js";
+import type { ShardMap } from "../../shards/map.js";
+import type { MemoryDatabase } from "./database.js";
+import type { Process } from "./scheduler.js";
+import { putRow } from "./stores.js";
+
+interface CopyAnswer {
+  readonly epoch: number;
+  readonly position: number;
+  readonly rows: readonly ClusterRow[];
+}
+
+const tickMs = 200;
+
+/** Brings back rows that a divergent tail had touched, with the steps of replication/restore.ts, whose SQL can't run here. */
+export class MemoryRestorer {
+  #waiting = new Set<number>();
+
+  constructor(
+    private readonly o: {
+      readonly site: string;
+      readonly database: MemoryDatabase;
+      readonly process: Process;
+      readonly messenger: Messenger;
+      readonly map: ShardMap;
+      readonly active: () => boolean;
+    },
+  ) {}
+
+  async start(): Promise<void> {
+    await this.refresh();
+    this.o.messenger.subscribe(
+      `copy.${this.o.site}`,
+      (message) => {
+        void this.#answer(unpack(message.data) as { shard: number; ids: string[] }).then(
+          (answer) => message.respond(pack(answer)),
+          () => undefined,
+        );
+      },
+      { queue: "copy" },
+    );
+    void this.#run();
+  }
+
+  shardWaits(shard: ShardId): boolean {
+    return this.#waiting.has(shard);
+  }
+
+  get count(): number {
+    return this.#waiting.size;
+  }
+
+  async refresh(): Promise<void> {
+    const { database, process } = this.o;
+    this.#waiting = await database.run(
+      process,
+      "restores",
+      (tables) => new Set([...tables.restores.values()].map((restore) => restore.shard)),
+    );
+  }
+
+  async #run(): Promise<void> {
+    for (;;) {
+      try {
+        if (this.#waiting.size > 0 && this.o.active()) {
+          for (const shard of [...this.#waiting]) await this.#restore(shard);
+          await this.#settle();
+        }
+        await this.refresh();
+      } catch {
+        // The next round tries again.
+      }
+      await this.o.process.time.sleep(this.#waiting.size > 0 ? tickMs : 5 * tickMs);
+    }
+  }
+
+  async #restore(shard: number): Promise<void> {
+    const { database, process, map, site, messenger } = this.o;
+    const owner = map.get(shard as ShardId)?.owner;
+    if (owner === undefined || owner === null || owner === site) return;
+    const ids = await database.run(process, "restores", (tables) =>
+      [...tables.restores.values()].filter((restore) => restore.shard === shard && restore.cut === null).map(({ id }) => id),
+    );
+    if (ids.length === 0) return;
+    const answer = unpack(await messenger.request(`copy.${owner}`, pack({ shard, ids }), 2_000)) as CopyAnswer;
+    await database.run(process, "restore", (tables) => {
+      for (const row of answer.rows) putRow(tables, row);
+      for (const id of ids)
+        if (tables.restores.has(id))
+          tables.restores.set(id, { id, shard, cut: { epoch: answer.epoch, position: answer.position } });
+    });
+  }
+
+  #settle(): Promise<void> {
+    return this.o.database.run(this.o.process, "settle copies", (tables) => {
+      for (const { id, shard, cut } of tables.restores.values()) {
+        const head = tables.heads.get(shard);
+        if (head === undefined || cut === null) continue;
+        if (head.epoch > cut.epoch || (head.epoch === cut.epoch && head.position >= cut.position)) tables.restores.delete(id);
+      }
+    });
+  }
+
+  #answer(request: { readonly shard: number; readonly ids: readonly string[] }): Promise<CopyAnswer> {
+    return this.o.database.run(this.o.process, "copy", (tables) => {
+      const head = tables.heads.get(request.shard);
+      if (head === undefined || head.state !== "owned") throw new Error("not the owner of the shard");
+      return { epoch: head.epoch, position: head.position, rows: request.ids.flatMap((id) => tables.rows.get(id) ?? []) };
+    });
+  }
+}
