@@ -1,9 +1,9 @@
-import type { Time } from "../infra/clock.js";
+import type { Time, Timer } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { partition as toPartition, type Partition, type ShardId } from "../shards/ids.js";
 import { decodeBatch, type BatchHeader } from "./record.js";
-import { NeedsRecords, Overtaken, type Applied, type Incoming, type ReplicaStore } from "./replica-store.js";
+import { NeedsRecords, Overtaken, type Applied, type Incoming, type ReplicaStore, type Stretch } from "./replica-store.js";
 import type { LogTransport, StoredMessage } from "./shard-log.js";
 
 interface PartitionState {
@@ -12,26 +12,32 @@ interface PartitionState {
   cursor: number;
   /** The log is said to hold this one. */
   target: number;
+  /** The last of them that is not an own append. */
+  foreign: number;
+  /** When it was last read (monotonic). */
+  lookedAt: number;
   /** Monotonic time since which the nearest replica has not given what the log is said to hold. */
   behindSince: number | null;
   /** Own appends by sequence: their records are in the database already. */
   readonly own: Map<number, BatchHeader>;
-  running: boolean;
-  again: boolean;
-  lazy: boolean;
   /** The end of the log was reached since this process began to apply. */
   seenEnd: boolean;
 }
 
 /** How long the nearest replica may be silent or behind before another one is read (section 3, step 5). */
 const patienceMs = 250;
+/** How long marks of own appends may wait for other work to go along with. */
 const lazyMs = 200;
 const safetyMs = 500;
-const limits = { batch: 500, maxBytes: 2_000_000 };
+/** Pause after a transaction while there is more: what comes meanwhile shares the next one. */
+const gatherMs = 3;
+const limits = { batch: 500, maxBytes: 1_000_000 };
+const ownAtOnce = 1_000;
+const ownKept = 50_000;
 
 /**
- * Log -> the datacenter's tables: each partition from a replica in the own site, many messages per transaction, each
- * shard in order. Woken by the publishers' hints; a slow look around is the safety net.
+ * Log -> the datacenter's tables: each partition from a replica in the own site, all partitions that have something new in
+ * one transaction, each shard in order. Woken by the publishers' hints; a slow look around is the safety net.
  */
 export class Applier {
   readonly #transport: LogTransport;
@@ -42,7 +48,11 @@ export class Applier {
   readonly #states: PartitionState[];
   readonly #stop = new AbortController();
   #active = false;
-  #loaded = false;
+  #wake: () => void = () => undefined;
+  #woken = false;
+  #lazy: Timer | undefined;
+  #ownDue = false;
+  #loop: Promise<void> = Promise.resolve();
 
   constructor(options: {
     transport: LogTransport;
@@ -61,11 +71,10 @@ export class Applier {
       partition: toPartition(p),
       cursor: 0,
       target: 0,
+      foreign: 0,
+      lookedAt: -Infinity,
       behindSince: null,
-      own: new Map(),
-      running: false,
-      again: false,
-      lazy: false,
+      own: new Map<number, BatchHeader>(),
       seenEnd: false,
     }));
   }
@@ -73,14 +82,15 @@ export class Applier {
   /** Only the process that holds the replicator's lock applies; the progress check would refuse a second one anyway. */
   async setActive(active: boolean): Promise<void> {
     if (active && !this.#active) {
+      for (const state of this.#states) state.seenEnd = false;
       await this.reload();
-      this.#active = true;
-      for (const state of this.#states) this.#wake(state);
-    } else this.#active = active;
+    }
+    this.#active = active;
+    this.#notify();
   }
 
   async start(): Promise<void> {
-    void this.#safetyNet();
+    this.#loop = this.#run();
   }
 
   /** Reads the progress again from the database. */
@@ -88,31 +98,30 @@ export class Applier {
     const progress = await this.#store.progress();
     for (const state of this.#states) {
       state.cursor = progress.get(state.partition) ?? 0;
+      state.foreign = Math.max(state.foreign, state.target);
       state.own.clear();
     }
-    this.#loaded = true;
   }
 
   /** A publisher says that the log holds this message. */
   hint(partition: Partition, sequence: number): void {
     const state = this.#states[partition];
-    if (state === undefined || sequence <= state.cursor) return;
+    if (state === undefined || sequence <= state.cursor || state.own.has(sequence)) return;
     if (sequence > state.target) state.target = sequence;
-    this.#wake(state);
+    if (sequence > state.foreign) state.foreign = sequence;
+    this.#notify();
   }
 
-  /** An own append: nothing of it needs to be read. */
+  /** An own append: nothing of it needs to be read, and its mark can wait for more of its kind. */
   ownAppend(partition: Partition, shard: ShardId, sequence: number, header: BatchHeader): void {
     const state = this.#states[partition];
     if (state === undefined || sequence <= state.cursor) return;
-    if (state.own.size < 50_000) state.own.set(sequence, header);
+    if (state.own.size < ownKept) state.own.set(sequence, header);
     if (sequence > state.target) state.target = sequence;
-    if (state.lazy || state.running) return;
-    // Only the mark moves: that can wait for more of its kind.
-    state.lazy = true;
-    this.#time.after(lazyMs, () => {
-      state.lazy = false;
-      this.#wake(state);
+    this.#lazy ??= this.#time.after(lazyMs, () => {
+      this.#lazy = undefined;
+      this.#ownDue = true;
+      this.#notify();
     });
   }
 
@@ -125,101 +134,127 @@ export class Applier {
     return this.#active;
   }
 
-  /** Sequence up to which a partition is folded in, and up to which the log is known to reach. */
-  progress(partition: Partition): { cursor: number; target: number } {
-    const state = this.#states[partition];
-    return { cursor: state?.cursor ?? 0, target: state?.target ?? 0 };
+  /** Messages that the log is said to hold and that are not folded in. */
+  get behind(): number {
+    return this.#states.reduce((sum, state) => sum + Math.max(0, state.target - state.cursor - state.own.size), 0);
   }
 
   async stop(): Promise<void> {
     this.#stop.abort();
     this.#active = false;
-    while (this.#states.some((state) => state.running)) await this.#time.sleep(5);
+    this.#lazy?.cancel();
+    this.#notify();
+    await this.#loop;
   }
 
-  async #safetyNet(): Promise<void> {
+  #notify(): void {
+    this.#woken = true;
+    this.#wake();
+  }
+
+  async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
-      for (const state of this.#states) this.#wake(state);
-      await this.#time.sleep(safetyMs, this.#stop.signal);
-    }
-  }
-
-  #wake(state: PartitionState): void {
-    if (!this.#active || !this.#loaded || this.#stop.signal.aborted) return;
-    if (state.running) {
-      state.again = true;
-      return;
-    }
-    state.running = true;
-    void this.#drain(state).finally(() => {
-      state.running = false;
-      if (state.again) {
-        state.again = false;
-        this.#wake(state);
+      if (!this.#woken) {
+        const woken = new AbortController();
+        this.#wake = () => woken.abort();
+        await this.#time.sleep(safetyMs, woken.signal);
+        this.#wake = () => undefined;
       }
-    });
-  }
-
-  async #drain(state: PartitionState): Promise<void> {
-    for (let empty = 0; !this.#stop.signal.aborted && this.#active; ) {
+      this.#woken = false;
+      if (!this.#active) continue;
       try {
-        state.again = false;
-        const messages = await this.#next(state);
-        if (messages.length > 0) {
-          empty = 0;
-          state.behindSince = null;
-          await this.#apply(state, messages);
-          continue;
-        }
-        if (state.cursor >= state.target) {
-          state.seenEnd = true;
-          state.behindSince = null;
-          return;
-        }
-        // The log holds more than the nearest replica gives: it is about to come, or the replica is stuck.
-        state.behindSince ??= this.#time.monotonic();
-        await this.#time.sleep(Math.min(50, 2 * ++empty), this.#stop.signal);
+        await this.#round();
       } catch (error) {
-        if (error instanceof Overtaken) await this.reload();
-        else {
-          this.#log.warn("applying failed", { partition: state.partition, error: asError(error) });
+        if (this.#stop.signal.aborted) return;
+        if (!(error instanceof Overtaken)) {
+          this.#log.warn("applying failed", { error: asError(error) });
           await this.#time.sleep(100, this.#stop.signal);
-          if (!(await this.reload().then(() => true, () => false))) return;
         }
+        await this.reload().catch(() => undefined);
+        this.#woken = true;
       }
     }
   }
 
-  async #apply(state: PartitionState, messages: readonly Incoming[]): Promise<void> {
+  /** Reads what is new in every partition, and applies it at once. */
+  async #round(): Promise<void> {
+    const ownDue = this.#ownDue;
+    this.#ownDue = false;
+    const read = await Promise.allSettled(this.#states.map((state) => this.#next(state, ownDue)));
+    const stretches: Stretch[] = [];
+    let failure: unknown;
+    read.forEach((result, index) => {
+      const state = this.#states[index];
+      if (state === undefined) return;
+      if (result.status === "rejected") failure = result.reason;
+      else if (result.value.length > 0) stretches.push({ partition: state.partition, from: state.cursor, messages: result.value });
+    });
+    if (stretches.length > 0) await this.#apply(stretches);
+    // One partition that can't be read must not hold up the others.
+    if (failure !== undefined && !this.#stop.signal.aborted) {
+      this.#log.warn("a partition can't be read", { error: asError(failure) });
+      await this.#time.sleep(100, this.#stop.signal);
+    }
+    const behind = this.#states.some((state) => state.foreign > state.cursor || !state.seenEnd);
+    const more = stretches.some((stretch) => stretch.messages.length >= limits.batch);
+    if (failure !== undefined || behind || more) {
+      this.#woken = true;
+      if (!more) await this.#time.sleep(gatherMs, this.#stop.signal);
+    }
+  }
+
+  async #apply(stretches: readonly Stretch[]): Promise<void> {
     let applied: Applied;
     try {
-      applied = await this.#store.apply(state.partition, state.cursor, messages);
+      applied = await this.#store.apply(stretches);
     } catch (error) {
       if (!(error instanceof NeedsRecords)) throw error;
-      this.#log.warn("own records are read back from the log", { partition: state.partition, sequence: error.sequence });
-      state.own.clear();
+      this.#log.warn("own records are read back from the log", { partition: error.partition, sequence: error.sequence });
+      const partition = this.#states[error.partition];
+      partition?.own.clear();
+      if (partition !== undefined) partition.foreign = partition.target;
+      this.#woken = true;
       return;
     }
-    state.cursor = applied.through;
-    if (state.target < state.cursor) state.target = state.cursor;
-    for (const message of messages) state.own.delete(message.sequence);
-    this.#onApplied(applied, messages);
+    for (const { partition, messages } of stretches) {
+      const state = this.#states[partition];
+      const last = messages.at(-1);
+      if (state === undefined || last === undefined) continue;
+      state.cursor = last.sequence;
+      if (state.target < state.cursor) state.target = state.cursor;
+      for (const message of messages) state.own.delete(message.sequence);
+    }
+    this.#onApplied(
+      applied,
+      stretches.flatMap((stretch) => stretch.messages),
+    );
   }
 
-  async #next(state: PartitionState): Promise<Incoming[]> {
+  async #next(state: PartitionState, ownDue: boolean): Promise<readonly Incoming[]> {
+    const now = this.#time.monotonic();
+    const pending = state.foreign > state.cursor || !state.seenEnd;
+    if (state.own.has(state.cursor + 1) && !ownDue && !pending) return [];
     const own: Incoming[] = [];
-    for (let sequence = state.cursor + 1; own.length < limits.batch; sequence++) {
+    for (let sequence = state.cursor + 1; own.length < ownAtOnce; sequence++) {
       const header = state.own.get(sequence);
       if (header === undefined) break;
       own.push({ sequence, shard: header.shard, header, batch: null });
     }
     if (own.length > 0) return own;
-    const patient = state.behindSince === null || this.#time.monotonic() - state.behindSince < patienceMs;
+    if (!pending && state.target <= state.cursor && now - state.lookedAt < safetyMs) return [];
+    state.lookedAt = now;
+    const patient = state.behindSince === null || now - state.behindSince < patienceMs;
     const found = await this.#read(state, patient ? 0 : 1);
     const expected = state.cursor + 1;
     const first = found[0];
     if (first !== undefined && first.sequence !== expected)
       throw new Error(`the log of partition ${state.partition} starts at ${first.sequence}, behind the own mark ${state.cursor}: a snapshot is needed`);
+    if (first !== undefined) state.behindSince = null;
+    else if (state.target > state.cursor) state.behindSince ??= now;
+    else {
+      state.seenEnd = true;
+      state.behindSince = null;
+    }
     return found.map(incoming);
   }
 

@@ -26,10 +26,15 @@ export interface Adoption {
   readonly divergent: number;
 }
 
+/** Messages of a partition that follow `from` without a gap. */
+export interface Stretch {
+  readonly partition: Partition;
+  readonly from: number;
+  readonly messages: readonly Incoming[];
+}
+
 /** What one transaction of the applier brought. */
 export interface Applied {
-  /** The partition is folded in up to here. */
-  readonly through: number;
   readonly heads: readonly FullHead[];
   readonly adoptions: readonly Adoption[];
   readonly stopped: readonly FullHead[];
@@ -41,7 +46,10 @@ export interface Applied {
 
 /** The own records of a message are needed after all: the database does not have them. */
 export class NeedsRecords extends Error {
-  constructor(readonly sequence: number) {
+  constructor(
+    readonly partition: Partition,
+    readonly sequence: number,
+  ) {
     super("the records of an own message are not in the database");
     this.name = "NeedsRecords";
   }
@@ -58,8 +66,8 @@ export class Overtaken extends Error {
 /** The datacenter's copy: rows and high-water mark change together (section 3, step 5). */
 export interface ReplicaStore {
   progress(): Promise<Map<Partition, number>>;
-  /** Folds messages that follow `from` in one transaction. @throws NeedsRecords, Overtaken */
-  apply(partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied>;
+  /** Folds the messages of several partitions in one transaction. @throws NeedsRecords, Overtaken */
+  apply(stretches: readonly Stretch[]): Promise<Applied>;
 }
 
 export class PostgresReplicaStore implements ReplicaStore {
@@ -78,18 +86,19 @@ export class PostgresReplicaStore implements ReplicaStore {
     return new Map(rows.map((row) => [row.partition as Partition, row.sequence]));
   }
 
-  apply(partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied> {
-    return this.database.transaction((client) => this.#apply(client, partition, from, messages));
+  apply(stretches: readonly Stretch[]): Promise<Applied> {
+    return this.database.transaction((client) => this.#apply(client, stretches));
   }
 
-  async #apply(client: Client, partition: Partition, from: number, messages: readonly Incoming[]): Promise<Applied> {
-    const through = messages.at(-1)?.sequence ?? from;
+  async #apply(client: Client, stretches: readonly Stretch[]): Promise<Applied> {
     const moved = await client.query({
       name: "advance_progress",
-      text: "UPDATE partition_progress SET sequence = $3 WHERE partition = $1 AND sequence = $2",
-      values: [partition, from, through],
+      text: `UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
+        WHERE p.partition = v.partition AND p.sequence = v.since`,
+      values: [stretches.map((s) => s.partition), stretches.map((s) => s.from), stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from)],
     });
-    if (moved.rowCount !== 1) throw new Overtaken();
+    if (moved.rowCount !== stretches.length) throw new Overtaken();
+    const messages = stretches.flatMap((stretch) => stretch.messages);
     const heads = await lockHeads(client, [...new Set(messages.map((m) => m.shard))]);
     const full = new Set<ShardId>();
     const advanced = new Set<ShardId>();
@@ -123,7 +132,7 @@ export class PostgresReplicaStore implements ReplicaStore {
           advanced.add(head.shard);
           break;
         case "apply": {
-          if (message.batch === null) throw new NeedsRecords(message.sequence);
+          if (message.batch === null) throw new NeedsRecords(head.partition, message.sequence);
           try {
             const records = message.batch.records.slice(step.skip).map((bytes) => decodeRecord(bytes));
             records.forEach((record, index) => rows.add(record, step.head.epoch, toPosition(head.position + 1 + index)));
@@ -139,7 +148,7 @@ export class PostgresReplicaStore implements ReplicaStore {
         }
         case "adopt": {
           const open = message.batch?.open;
-          if (open === null || open === undefined) throw new NeedsRecords(message.sequence);
+          if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
           let divergent = 0;
           await rows.write(client);
           rows = new RowSet();
@@ -176,7 +185,6 @@ export class PostgresReplicaStore implements ReplicaStore {
       [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),
     );
     return {
-      through,
       heads: [...heads.values()],
       adoptions,
       stopped,

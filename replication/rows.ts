@@ -3,7 +3,7 @@ import { comparePlaces, type Epoch, type Position } from "../shards/ids.js";
 import type { ClusterRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
 import type { LogRecord } from "./record.js";
 
-interface TableShape {
+export interface TableShape {
   readonly table: string;
   readonly key: readonly string[];
   readonly columns: readonly string[];
@@ -48,9 +48,9 @@ for (const shape of Object.values(shapes)) for (const column of shape.columns) c
 const statements = new Map<TableShape, string>();
 
 /** One statement for any number of rows. A replicated row gives way only to a larger (epoch, position), epoch first. */
-function upsertStatement(shape: TableShape): string {
+export function upsertStatement(shape: TableShape, parameter = "$1"): string {
   let sql = statements.get(shape);
-  if (sql !== undefined) return sql;
+  if (sql !== undefined) return sql.replace("$1", parameter);
   const columns = shape.columns.join(", ");
   const update = shape.columns.filter((column) => !shape.key.includes(column)).map((column) => `${column} = excluded.${column}`);
   const guard = shape.columns.includes("changed_epoch")
@@ -58,8 +58,11 @@ function upsertStatement(shape: TableShape): string {
     : "";
   sql = `INSERT INTO ${shape.table} (${columns}) SELECT ${columns} FROM json_populate_recordset(null::${shape.table}, $1::json) ON CONFLICT (${shape.key.join(", ")}) DO UPDATE SET ${update.join(", ")}${guard}`;
   statements.set(shape, sql);
-  return sql;
+  return sql.replace("$1", parameter);
 }
+
+/** Rows as the parameter of `upsertStatement`. */
+export const rowsParameter = (shape: TableShape, rows: readonly object[]): string => JSON.stringify(rows.map((row) => toColumns(shape, row)));
 
 function toColumns(shape: TableShape, row: object): Record<string, unknown> {
   const source = row as Record<string, unknown>;
@@ -74,7 +77,7 @@ export async function upsert(client: Client, shape: TableShape, rows: readonly o
   await client.query({
     name: `upsert_${shape.table}`,
     text: upsertStatement(shape),
-    values: [JSON.stringify(rows.map((row) => toColumns(shape, row)))],
+    values: [rowsParameter(shape, rows)],
   });
 }
 

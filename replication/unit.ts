@@ -5,7 +5,7 @@ import { position as toPosition, type Epoch, type Position, type ShardId, type S
 import type { ClusterRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
 import { unfinished } from "./entities.js";
 import { encodeRecord, type LogRecord } from "./record.js";
-import { fromColumns, shapes, upsert } from "./rows.js";
+import { fromColumns, rowsParameter, shapes, upsertStatement, type TableShape } from "./rows.js";
 import type { Change, Operation, Outcome, Work, Written } from "./work.js";
 
 export interface LockedHead {
@@ -148,34 +148,49 @@ export class Unit {
     }
   }
 
-  /** Writes everything: heads first, whose statement checks epoch and state. @throws Problem not_owner; roll back then. */
+  /** Writes everything, in one statement, whose first part checks epoch and state. @throws Problem not_owner; roll back then. */
   async flush(): Promise<NewRecord[]> {
     const moved = [...this.#heads].filter(([, head]) => head.next > head.position);
+    const parts: string[] = [];
+    const values: unknown[] = [];
+    let name = "";
     if (moved.length > 0) {
-      const { rows } = await this.#client.query<{ shard: number; position: number }>({
-        name: "number_records",
-        text: `UPDATE shard_head h SET position = h.position + v.n
-          FROM unnest($1::int[], $2::bigint[], $3::int[]) AS v(shard, epoch, n)
-          WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.state = 'owned' RETURNING h.shard, h.position`,
-        values: [moved.map(([shard]) => shard), moved.map(([, head]) => head.epoch), moved.map(([, head]) => head.next - head.position)],
-      });
+      name += "h";
+      parts.push(`h AS (UPDATE shard_head s SET position = s.position + v.n
+        FROM unnest($1::int[], $2::bigint[], $3::int[]) AS v(shard, epoch, n)
+        WHERE s.shard = v.shard AND s.epoch = v.epoch AND s.state = 'owned' RETURNING s.shard, s.position)`);
+      values.push(
+        moved.map(([shard]) => shard),
+        moved.map(([, head]) => head.epoch),
+        moved.map(([, head]) => head.next - head.position),
+      );
+    }
+    if (this.#records.length > 0) {
+      name += "o";
+      const at = values.length;
+      parts.push(`o AS (INSERT INTO outbox (shard, epoch, position, record, committed_at)
+        SELECT s, e, p, r, to_timestamp($${at + 5}::float8 / 1000) FROM unnest($${at + 1}::int[], $${at + 2}::bigint[], $${at + 3}::bigint[], $${at + 4}::bytea[]) AS v(s, e, p, r))`);
+      values.push(
+        this.#records.map((r) => r.shard),
+        this.#records.map((r) => r.epoch),
+        this.#records.map((r) => r.position),
+        this.#records.map((r) => Buffer.from(r.bytes.buffer, r.bytes.byteOffset, r.bytes.byteLength)),
+        this.#now,
+      );
+    }
+    await this.#rows.drop(this.#client);
+    for (const [letter, shape, rows] of this.#rows.changedRows()) {
+      name += letter;
+      values.push(rowsParameter(shape, rows));
+      parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
+    }
+    if (parts.length > 0) {
+      const last = moved.length > 0 ? "SELECT shard, position FROM h" : "SELECT 1";
+      const { rows } = await this.#client.query<{ shard: number; position: number }>({ name: `flush_${name}`, text: `WITH ${parts.join(", ")} ${last}`, values });
       const numbered = new Map(rows.map((row) => [row.shard, row.position]));
       if (moved.some(([shard, head]) => numbered.get(shard) !== head.next)) throw new Problem("not_owner", "the shard moved during the write");
     }
-    await this.#rows.write(this.#client);
-    if (this.#records.length > 0)
-      await this.#client.query({
-        name: "insert_outbox",
-        text: `INSERT INTO outbox (shard, epoch, position, record, committed_at)
-          SELECT s, e, p, r, to_timestamp($5::float8 / 1000) FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::bytea[]) AS v(s, e, p, r)`,
-        values: [
-          this.#records.map((r) => r.shard),
-          this.#records.map((r) => r.epoch),
-          this.#records.map((r) => r.position),
-          this.#records.map((r) => Buffer.from(r.bytes.buffer, r.bytes.byteOffset, r.bytes.byteLength)),
-          this.#now,
-        ],
-      });
+    await this.#rows.writeStages(this.#client);
     return this.#records.map(({ shard, epoch, position, bytes }) => ({ shard, epoch, position, record: bytes }));
   }
 
@@ -236,17 +251,27 @@ class Layer {
     }
   }
 
-  async write(client: Client): Promise<void> {
+  async drop(client: Client): Promise<void> {
     if (this.dropped.size > 0) await client.query("DELETE FROM tasks WHERE job_id = ANY($1::text[])", [[...this.dropped]]);
+  }
+
+  /** Letter of the statement's part, table, rows; tables without a change are left out. */
+  changedRows(): (readonly [string, TableShape, readonly object[]])[] {
     const changed = <T>(rows: ReadonlyMap<string, T>, keys: ReadonlySet<string>): T[] => [...keys].flatMap((key) => rows.get(key) ?? []);
-    await upsert(client, shapes.clusters, changed(this.clusters, this.#changed.clusters));
-    await upsert(client, shapes.jobs, changed(this.jobs, this.#changed.jobs));
-    await upsert(client, shapes.workers, changed(this.workers, this.#changed.workers));
-    await upsert(client, shapes.tasks, changed(this.tasks, this.#changed.tasks));
+    const all: (readonly [string, TableShape, readonly object[]])[] = [
+      ["c", shapes.clusters, changed(this.clusters, this.#changed.clusters)],
+      ["j", shapes.jobs, changed(this.jobs, this.#changed.jobs)],
+      ["w", shapes.workers, changed(this.workers, this.#changed.workers)],
+      ["t", shapes.tasks, changed(this.tasks, this.#changed.tasks)],
+      ["k", shapes.keys, changed(this.keys, this.#changed.keys)],
+    ];
+    return all.filter(([, , rows]) => rows.length > 0);
+  }
+
+  async writeStages(client: Client): Promise<void> {
     const stages = [...this.stages].filter(([jobId]) => !this.#changed.jobs.has(jobId));
     if (stages.length > 0)
       await client.query("UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id", [stages.map(([id]) => id), stages.map(([, stage]) => stage)]);
-    await upsert(client, shapes.keys, changed(this.keys, this.#changed.keys));
   }
 
   putKey(row: KeyRow): void {

@@ -43,7 +43,7 @@ interface Pending {
 }
 
 const maxBatch = 256;
-const maxTransactions = 4;
+const maxTransactions = 2;
 const maxWaiting = 20_000;
 
 /**

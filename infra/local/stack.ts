@@ -65,7 +65,8 @@ export class LocalStack {
     requireRoom(full);
     const stack = new LocalStack(full, before ?? wanted);
     await stack.#exclusively(say, async () => {
-      if (before !== undefined && stack.isRunning() && !same(before, wanted)) {
+      const wasRunning = before !== undefined && stack.isRunning();
+      if (wasRunning && !same(before, wanted)) {
         throw new FatalError(
           "stack_running",
           `The stack in ${full} runs with other options.`,
@@ -73,7 +74,13 @@ export class LocalStack {
         );
       }
       stack.#file = wanted;
-      await stack.#startAll(say);
+      try {
+        await stack.#startAll(say);
+      } catch (error) {
+        // Half a stack is of no use, but what ran before stays.
+        if (!wasRunning) await stack.stopNow();
+        throw error;
+      }
     });
     return stack;
   }
@@ -140,14 +147,19 @@ export class LocalStack {
   /** Stops everything in order: nodes, then servers, then the links. */
   async down(say: Say = () => undefined): Promise<void> {
     await this.#exclusively(say, async () => {
-      rmSync(this.#upMark, { force: true });
-      const sites = this.sites;
-      // A stopped process can't end.
-      for (const site of sites) site.signal("SIGCONT");
-      await allOf(sites.map((site) => site.stopNodes()));
-      await allOf(sites.map((site) => site.stopServers()));
-      await this.links?.stop();
+      await this.stopNow();
     });
+  }
+
+  /** As `down`, but also while another command is under way: that one then fails. */
+  async stopNow(): Promise<void> {
+    rmSync(this.#upMark, { force: true });
+    const sites = this.sites;
+    // A stopped process can't end.
+    for (const site of sites) site.signal("SIGCONT");
+    await allOf(sites.map((site) => site.stopNodes()));
+    await allOf(sites.map((site) => site.stopServers()));
+    await this.links?.stop();
   }
 
   /** SIGKILL to everything of the site at once. */

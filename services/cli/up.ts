@@ -1,6 +1,6 @@
 import { watch } from "node:fs";
 import type { Command } from "commander";
-import { newStack } from "../../infra/local/stack-file.js";
+import { newStack, type StackOptions } from "../../infra/local/stack-file.js";
 import { LocalStack } from "../../infra/local/stack.js";
 import { pause } from "../../infra/local/wait.js";
 import { Failure } from "./failure.js";
@@ -8,6 +8,8 @@ import { endProgress } from "./output.js";
 import { names, wholeNumber } from "./parse.js";
 import { common, verb, type Session } from "./session.js";
 import { statusRows, statusOf } from "./status.js";
+
+const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
 interface UpOptions {
   readonly dcs?: string[];
@@ -64,7 +66,8 @@ async function up(session: Session, options: UpOptions): Promise<number> {
     return 0;
   }
   if (before?.isWhole() === true) session.say(`the stack in ${session.dir} is running already`);
-  const stack = await LocalStack.up(session.dir, wanted, (text) => session.say(text));
+  const stack = await startUnlessInterrupted(session, wanted, options.detach === true && before?.isRunning() === true);
+  if (stack === undefined) return 1;
   const status = await statusOf(session);
   endProgress();
   session.show(status, statusRows(status));
@@ -73,11 +76,42 @@ async function up(session: Session, options: UpOptions): Promise<number> {
   return await attend(stack, session);
 }
 
+/** Ctrl-C before everything runs stops what was started, except of a stack that is meant to go on without us. */
+async function startUnlessInterrupted(
+  session: Session,
+  wanted: StackOptions,
+  leave: boolean,
+): Promise<LocalStack | undefined> {
+  let interrupted = false;
+  const interrupt = (): void => {
+    if (interrupted) return;
+    interrupted = true;
+    session.say("stopping ...");
+    // What is starting meanwhile fails, or is stopped once more below.
+    if (!leave)
+      LocalStack.find(session.dir)
+        ?.stopNow()
+        .catch(() => undefined);
+  };
+  for (const signal of signals) process.on(signal, interrupt);
+  try {
+    const stack = await LocalStack.up(session.dir, wanted, (text) => session.say(text));
+    if (!interrupted) return stack;
+  } catch (error) {
+    if (!interrupted) throw error;
+  } finally {
+    for (const signal of signals) process.off(signal, interrupt);
+  }
+  if (!leave) await LocalStack.find(session.dir)?.down();
+  endProgress();
+  return undefined;
+}
+
 /** Waits for Ctrl-C, which stops the stack, or for somebody else to stop it. */
 async function attend(stack: LocalStack, session: Session): Promise<number> {
   let asked = false;
   let wake: () => void = () => undefined;
-  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+  for (const signal of signals) {
     process.on(signal, () => {
       if (asked) process.stderr.write("still stopping ...\n");
       asked = true;
@@ -101,7 +135,7 @@ async function attend(stack: LocalStack, session: Session): Promise<number> {
   return 0;
 }
 
-function stackOptions(options: UpOptions): Parameters<typeof LocalStack.up>[1] {
+function stackOptions(options: UpOptions): StackOptions {
   const { dcs, witness, shards, partitions, portBase, rtt, nodes, worker, cooprPort } = options;
   const postgres = options.postgres ?? process.env["HOTHOT_POSTGRES"];
   const env = nodeSettings();

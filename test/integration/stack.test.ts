@@ -3,7 +3,7 @@ import { after, before, describe, it } from "node:test";
 import { spawn } from "node:child_process";
 import { createServer } from "node:net";
 import { once } from "node:events";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { checkout } from "../../infra/local/checkout.js";
 import { isAlive, startTimeOf, type ProcessId } from "../../infra/local/processes.js";
@@ -76,8 +76,7 @@ describe("the local stack", () => {
   });
 
   it("keeps its passwords to itself", () => {
-    const file = LocalStack.open(dir);
-    assert.match(file.file.password, /^[0-9a-f]{32}$/);
+    for (const file of ["stack.json", "links.json", "east/nats/nats.conf"]) assert.equal(statSync(path.join(dir, file)).mode & 0o077, 0, file);
   });
 
   it("says that it is running when it is started again", async () => {
@@ -186,6 +185,22 @@ describe("the local stack", () => {
     const [code] = (await once(child, "exit")) as [number];
     assert.equal(code, 0, said);
     assert.deepEqual(living.flat().filter(isAlive), []);
+  });
+
+  it("stops what it has started when it is interrupted before all of it runs", async () => {
+    const child = spawn(process.execPath, [path.join(checkout, "infra/local/hothot.mjs"), "up", "--dir", dir], {
+      stdio: ["ignore", "ignore", "pipe"],
+    });
+    let said = "";
+    child.stderr.setEncoding("utf8").on("data", (text: string) => (said += text));
+    assert.notEqual(await until(() => said.includes("starting hothot"), 60_000), undefined, said);
+    const exited = once(child, "exit");
+    child.kill("SIGINT");
+    assert.deepEqual((await exited).slice(0, 1), [1], said);
+    assert.deepEqual(
+      LocalStack.open(dir).sites.flatMap((site) => site.processes()),
+      [],
+    );
   });
 });
 

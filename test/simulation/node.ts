@@ -16,13 +16,15 @@ import { Coordinator } from "../../shards/coordinator.js";
 import { partitionOf, position as toPosition, type Epoch, type Partition, type Position, type ShardId } from "../../shards/ids.js";
 import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
-import { ShardMap } from "../../shards/map.js";
+import { ShardMap, type Head } from "../../shards/map.js";
 import { Peers } from "../../shards/peers.js";
 import type { SiteSet } from "../../shards/site-set.js";
+import { Switchover } from "../../shards/switchover.js";
 import { TakeoverWatch } from "../../shards/takeover.js";
 import type { MemoryDatabase } from "./database.js";
 import type { MemoryLog } from "./memory-log.js";
 import type { Network } from "./network.js";
+import { RereadingLog } from "./mends.js";
 import { MemoryRestorer } from "./restorer.js";
 import {
   BelievingMap,
@@ -57,7 +59,10 @@ export interface NodeParts {
   readonly random: Random;
   readonly logger: Logger;
   readonly hooks: ReplicaHooks;
+  readonly say: (text: string) => void;
   readonly off: Off;
+  /** Without the mends. */
+  readonly plain: boolean;
 }
 
 const group = "sim";
@@ -140,7 +145,8 @@ export async function startNode(o: NodeParts) {
     onNewerSet: () => undefined,
   });
 
-  const shardLog = new ShardLog({ transport: o.log.transport(process), partitions, time, log });
+  const logOptions = { transport: o.log.transport(process), partitions, time, log };
+  const shardLog = o.plain ? new ShardLog(logOptions) : new RereadingLog(logOptions, map);
   const hint = (partition: Partition, sequence: number): void => messenger.publish("tail", pack([partition, sequence]));
   const publisher: Publisher = new Publisher({
     log: shardLog,
@@ -229,9 +235,25 @@ export async function startNode(o: NodeParts) {
     ownership,
     restateMs: settings.restateMs,
     active: () => replicator.holding && leases.valid,
-    moving: () => false,
+    moving: (shard) => switchover.isMoving(shard),
   });
-  const restorer = new MemoryRestorer({ site, database, process, messenger, map, active: () => replicator.holding });
+  const switchover: Switchover = new Switchover({
+    site,
+    node,
+    goneMs,
+    time,
+    log,
+    map,
+    store,
+    ownership,
+    leaseValid: () => leases.valid,
+    canOpen: (target, partition) => peers.canOpen(target, partition),
+    hold: async (name, head, timeoutMs) => void (await messenger.request(`hold.${name}`, pack(head), timeoutMs)),
+    flush: (head, deadline) => publisher.flush(head, deadline),
+    carry: () => time.sleep(2),
+    opened: async () => true,
+  });
+  const restorer = new MemoryRestorer({ site, database, process, messenger, map, active: () => replicator.holding, say: o.say });
   const takeovers = new TakeoverWatch({
     group,
     site,
@@ -350,6 +372,10 @@ export async function startNode(o: NodeParts) {
     });
   }
 
+  messenger.subscribe(`hold.${node}`, (message) => {
+    map.adopt(unpack(message.data) as Head);
+    message.respond(new Uint8Array(0));
+  });
   messenger.subscribe("tail", (message) => {
     const [partition, sequence] = unpack(message.data) as [Partition, number];
     applier.hint(partition, sequence);
@@ -387,7 +413,8 @@ export async function startNode(o: NodeParts) {
     publisher,
     writer,
     applier,
-    restorer,
+    replicator,
+    switchover,
     /** As services/executor.ts asks before a read and again after it. @returns the epoch, or undefined when it may not be served */
     held(shard: ShardId, after: boolean): number | undefined {
       const head = map.get(shard);

@@ -27,6 +27,7 @@ export class MemoryRestorer {
       readonly messenger: Messenger;
       readonly map: ShardMap;
       readonly active: () => boolean;
+      readonly say: (text: string) => void;
     },
   ) {}
 
@@ -88,6 +89,9 @@ export class MemoryRestorer {
     const answer = unpack(await messenger.request(`copy.${owner}`, pack({ shard, ids }), 2_000)) as CopyAnswer;
     await database.run(process, "restore", (tables) => {
       for (const row of answer.rows) putRow(tables, row);
+      this.o.say(
+        `restores ${ids.join(", ")} of shard ${shard} from ${owner} at epoch ${answer.epoch}, position ${answer.position}: got ${answer.rows.map((row) => `${row.id} (${row.changedEpoch}, ${row.changedPosition})`).join(", ")}`,
+      );
       for (const id of ids)
         if (tables.restores.has(id))
           tables.restores.set(id, { id, shard, cut: { epoch: answer.epoch, position: answer.position } });
@@ -99,7 +103,10 @@ export class MemoryRestorer {
       for (const { id, shard, cut } of tables.restores.values()) {
         const head = tables.heads.get(shard);
         if (head === undefined || cut === null) continue;
-        if (head.epoch > cut.epoch || (head.epoch === cut.epoch && head.position >= cut.position)) tables.restores.delete(id);
+        if (head.epoch > cut.epoch || (head.epoch === cut.epoch && head.position >= cut.position)) {
+          tables.restores.delete(id);
+          this.o.say(`the copy of ${id} counts, at epoch ${head.epoch}, position ${head.position}`);
+        }
       }
     });
   }

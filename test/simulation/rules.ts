@@ -25,6 +25,8 @@ export const rules = {
   "f-after": "the lease is not checked before the answer",
   "f-statement": "the writing statement checks neither epoch nor state",
   "g-confirm": "the first process of a datacenter serves what its database says it owns, without the log's word",
+  "g-moving": "a shard is given away without its database being told before",
+  "h-hold-all": "a shard is given away while the other nodes of its owner go on",
   "h-forward": "a node's view takes late answers of its database as news",
   "i-incarnation": "a database that went back is not closed, and old statements reach it",
   "i-ack": "acknowledgements count under any incarnation",
@@ -102,6 +104,12 @@ export function tamperedVotes(store: VoteStore, off: Off): VoteStore {
 
 export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardStore {
   const heads = store.heads.bind(store);
+  /** This process holds the shard; the database does not know. */
+  const pretendMove = async (shard: number, epoch: number) => {
+    const head = (await heads()).find((h) => h.shard === shard);
+    if (head?.epoch !== epoch || head.state !== "owned" || !head.confirmed) return null;
+    return { head: { ...head, state: "moving" as const, revision: head.revision + 1 }, nodes: [] };
+  };
   return {
     heads,
     fence: (epochs, voter, closing) => {
@@ -120,6 +128,11 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
     confirm: (shard, epoch) => store.confirm(shard, epoch),
     refreshNode: (node, url, goneMs) => store.refreshNode(node, url, goneMs),
     removeNode: (node) => store.removeNode(node),
+    beginMove: async (shard, epoch, node, nodeGoneMs) => {
+      const begun = await (off.has("g-moving") ? pretendMove(shard, epoch) : store.beginMove(shard, epoch, node, nodeGoneMs));
+      return begun === null || !off.has("h-hold-all") ? begun : { ...begun, nodes: [] };
+    },
+    endMove: (shard, epoch) => store.endMove(shard, epoch),
   };
 }
 

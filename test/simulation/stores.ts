@@ -1,4 +1,4 @@
-import { comparePlaces, position as toPosition, type Epoch, type ShardId } from "../../shards/ids.js";
+import { comparePlaces, position as toPosition, type Epoch, type Partition, type ShardId } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
 import { addVote } from "../../shards/postgres-store.js";
 import { transition } from "../../shards/states.js";
@@ -7,7 +7,7 @@ import type { ClusterRow } from "../../replication/entities.js";
 import { fold, type FoldStep } from "../../replication/fold.js";
 import type { FullHead } from "../../replication/heads.js";
 import type { Outbox } from "../../replication/publisher.js";
-import { decodeRecord, lastOf, type BatchHeader, type OpenBody } from "../../replication/record.js";
+import { decodeRecord, type BatchHeader, type OpenBody } from "../../replication/record.js";
 import {
   NeedsRecords,
   Overtaken,
@@ -15,6 +15,7 @@ import {
   type Applied,
   type Incoming,
   type ReplicaStore,
+  type Stretch,
 } from "../../replication/replica-store.js";
 import type { MemoryDatabase, Tables } from "./database.js";
 import type { Process } from "./scheduler.js";
@@ -66,7 +67,7 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   }
 
   lock(name: string, holder: string, termMs: number): Promise<{ readonly fresh: boolean } | null> {
-    return this.database.run(this.process, `lock`, (tables) => {
+    return this.database.run(this.process, "lock", (tables) => {
       const now = this.database.clock;
       const old = tables.locks.get(name);
       if (old !== undefined && old.holder !== holder && old.until >= now) return null;
@@ -101,6 +102,28 @@ export class MemoryShardStore implements ShardStore, VoteStore {
 
   removeNode(node: string): Promise<void> {
     return this.database.run(this.process, "remove node", (tables) => void tables.nodes.delete(node));
+  }
+
+  beginMove(shard: ShardId, epoch: Epoch, node: string, goneMs: number) {
+    return this.database.run(this.process, "begin move", (tables) => {
+      const head = tables.heads.get(shard);
+      if (head === undefined || head.epoch !== epoch || head.state !== "owned" || !head.confirmed) return null;
+      const moving: FullHead = { ...head, state: "moving", revision: head.revision + 1 };
+      tables.heads.set(shard, moving);
+      const now = this.database.clock;
+      const nodes = [...tables.nodes].filter(([other, seen]) => other !== node && seen > now - goneMs);
+      return { head: moving, nodes: nodes.map(([other]) => other) };
+    });
+  }
+
+  endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
+    return this.database.run(this.process, "end move", (tables) => {
+      const head = tables.heads.get(shard);
+      if (head?.epoch !== epoch || head.state !== "moving" || head.epoch <= head.fencedThrough || head.closing !== 0) return;
+      const back: FullHead = { ...head, state: "owned", revision: head.revision + 1 };
+      tables.heads.set(shard, back);
+      return back;
+    });
   }
 
   load(): Promise<Map<string, Vote>> {
@@ -138,6 +161,8 @@ export interface ReplicaFaults {
   ignoresEpochs?: boolean;
 }
 
+const copied = ["heads", "rows", "outbox", "divergent", "restores"] as const;
+
 /** ReplicaStore on a datacenter's tables: the real fold, and around it what replication/replica-store.ts does in SQL. */
 export class MemoryReplicaStore implements ReplicaStore {
   constructor(
@@ -148,31 +173,29 @@ export class MemoryReplicaStore implements ReplicaStore {
   ) {}
 
   progress() {
-    return this.database.run(this.process, "progress", (tables) => new Map(tables.progress) as never);
+    return this.database.run(this.process, "progress", (tables) => new Map(tables.progress as Map<Partition, number>));
   }
 
-  apply(partition: number, from: number, messages: readonly Incoming[]): Promise<Applied> {
+  apply(stretches: readonly Stretch[]): Promise<Applied> {
     return this.database.run(this.process, "apply", (tables) => {
+      for (const { partition, from } of stretches) if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
       // A transaction: what it changed counts only if nothing of it fails.
-      const draft: Tables = {
-        ...tables,
-        heads: new Map(tables.heads),
-        rows: new Map(tables.rows),
-        outbox: new Map(tables.outbox),
-        divergent: new Map(tables.divergent),
-        restores: new Map(tables.restores),
-      };
+      const draft: Tables = { ...tables };
+      for (const name of copied) Object.assign(draft, { [name]: new Map(tables[name] as Map<unknown, unknown>) });
       const told: [Incoming, FullHead, FoldStep][] = [];
-      if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
-      const applied = this.#fold(draft, from, messages, told);
-      tables.progress.set(partition, applied.through);
-      for (const name of ["heads", "rows", "outbox", "divergent", "restores"] as const) replace(tables[name] as Map<unknown, unknown>, draft[name]);
+      const applied = this.#fold(
+        draft,
+        stretches.flatMap((stretch) => stretch.messages),
+        told,
+      );
+      for (const { partition, from, messages } of stretches) tables.progress.set(partition, messages.at(-1)?.sequence ?? from);
+      for (const name of copied) replace(tables[name] as Map<unknown, unknown>, draft[name]);
       for (const [message, before, step] of told) this.hooks.applied(this.database.site, message, before, step);
       return applied;
     });
   }
 
-  #fold(tables: Tables, from: number, messages: readonly Incoming[], told: [Incoming, FullHead, FoldStep][]): Applied {
+  #fold(tables: Tables, messages: readonly Incoming[], told: [Incoming, FullHead, FoldStep][]): Applied {
     const site = this.database.site;
     const adoptions: Adoption[] = [];
     const stopped: FullHead[] = [];
@@ -199,7 +222,7 @@ export class MemoryReplicaStore implements ReplicaStore {
           tables.heads.set(head.shard, { ...head, ...step.head });
           break;
         case "apply":
-          if (message.batch === null) throw new NeedsRecords(message.sequence);
+          if (message.batch === null) throw new NeedsRecords(head.partition, message.sequence);
           message.batch.records.slice(step.skip).forEach((bytes, index) => {
             const record = decodeRecord(bytes);
             if (record.cluster === undefined) return;
@@ -211,7 +234,7 @@ export class MemoryReplicaStore implements ReplicaStore {
           break;
         case "adopt": {
           const open = message.batch?.open;
-          if (open === null || open === undefined) throw new NeedsRecords(message.sequence);
+          if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
           let divergent = 0;
           if (step.divergentAbove !== null) divergent = setAside(tables, head, step.divergentAbove);
           voidCopies(tables, head.shard, head.epoch, step.head.position);
@@ -230,7 +253,6 @@ export class MemoryReplicaStore implements ReplicaStore {
       told.push([message, head, step]);
     }
     return {
-      through: messages.at(-1)?.sequence ?? from,
       heads: [...touched].flatMap((shard) => tables.heads.get(shard) ?? []),
       adoptions,
       stopped,
@@ -291,5 +313,3 @@ function replace(target: Map<unknown, unknown>, source: ReadonlyMap<unknown, unk
   target.clear();
   for (const [key, value] of source) target.set(key, value);
 }
-
-export { lastOf };

@@ -1,0 +1,64 @@
+import { rules, type Rule } from "./rules.js";
+import { run, type RunResult } from "./world.js";
+
+const args = process.argv.slice(2);
+const value = (name: string, otherwise: number): number => {
+  const at = args.indexOf(`--${name}`);
+  return at < 0 ? otherwise : Number(args[at + 1]);
+};
+const has = (name: string): boolean => args.includes(`--${name}`);
+const out = (line: string): void => void process.stdout.write(`${line}\n`);
+
+function tell(result: RunResult): string {
+  return result.violation === null ? "no violation" : `${result.violation.message}`;
+}
+
+/** One seed, exactly as it always is. */
+async function replay(seed: number, off: ReadonlySet<Rule>): Promise<void> {
+  const story: string[] = [];
+  const result = await run(seed, { off, plain: has("plain"), ...(has("story") ? { story } : {}) });
+  for (const line of story) out(line);
+  out(`seed ${seed}: ${tell(result)}; ${result.events} events, ${JSON.stringify(result.counts)}, healed in ${result.healedMs.toFixed(0)} ms`);
+  if (result.violation !== null) process.exitCode = 1;
+}
+
+async function many(from: number, seeds: number, off: ReadonlySet<Rule>): Promise<void> {
+  const began = performance.now();
+  const sum = { events: 0, opens: 0, answers: 0, records: 0, divergent: 0, worst: 0, failed: 0 };
+  for (let seed = from; seed < from + seeds; seed++) {
+    const result = await run(seed, { off, plain: has("plain") });
+    sum.events += result.events;
+    sum.opens += result.counts.opens;
+    sum.answers += result.counts.answers;
+    sum.records += result.counts.records;
+    sum.divergent += result.counts.divergent;
+    sum.worst = Math.max(sum.worst, result.healedMs);
+    if (result.violation === null) continue;
+    out(`seed ${seed}: ${tell(result)}`);
+    process.exitCode = 1;
+    sum.failed++;
+    if (!has("all")) break;
+  }
+  out(`${JSON.stringify(sum)} in ${((performance.now() - began) / 1000).toFixed(1)} s`);
+}
+
+/** Removes each rule in turn: how soon is it missed? */
+async function bite(seeds: number, names: readonly Rule[]): Promise<void> {
+  for (const rule of names) {
+    const began = performance.now();
+    let found: RunResult | undefined;
+    let tried = 0;
+    for (let seed = 1; seed <= seeds && found === undefined; seed++) {
+      tried++;
+      const result = await run(seed, { off: new Set([rule]) });
+      if (result.violation !== null) found = result;
+    }
+    const seconds = ((performance.now() - began) / 1000).toFixed(0);
+    out(`without ${rule} (${rules[rule]}): ${found === undefined ? `NOTHING in ${tried} seeds` : `seed ${found.seed}: ${tell(found)}`} [${seconds} s]`);
+  }
+}
+
+const named = args.flatMap((arg, at) => (args[at - 1] === "--off" || args[at - 1] === "--rules" ? arg.split(",") : [])) as Rule[];
+if (has("bite")) await bite(value("seeds", 2_000), named.length > 0 ? named : (Object.keys(rules) as Rule[]));
+else if (has("seed")) await replay(value("seed", 1), new Set(named));
+else await many(value("from", 1), value("seeds", 2_000), new Set(named));

@@ -1,0 +1,315 @@
+import type { Fields, Logger } from "../../infra/logger.js";
+import { silentLogger } from "../../infra/logger.js";
+import { encodeBatch } from "../../replication/record.js";
+import { epoch, partition, partitionOf, position, shardId } from "../../shards/ids.js";
+import type { SiteSet } from "../../shards/site-set.js";
+import { firstOwner } from "../../shards/successor.js";
+import type { Vote } from "../../shards/store.js";
+import { Checker, Violation } from "./checker.js";
+import { runClients } from "./clients.js";
+import { MemoryDatabase } from "./database.js";
+import { Faults } from "./faults.js";
+import { MemoryLog } from "./memory-log.js";
+import { Network } from "./network.js";
+import { startNode, type Settings, type SimNode } from "./node.js";
+import type { Off } from "./rules.js";
+import { Process, Scheduler } from "./scheduler.js";
+import { startWitness } from "./witness.js";
+
+/** What a seed's world looks like. */
+export interface Shape {
+  readonly datacenters: readonly string[];
+  readonly witness: string | null;
+  readonly nodes: number;
+  readonly shards: number;
+  readonly partitions: number;
+  readonly settings: Settings;
+  /** Databases go back in time. */
+  readonly goesBack: boolean;
+  /** The databases' clocks, which judge locks, jump. */
+  readonly clockJumps: boolean;
+  /** Whole machines are suspended: their monotonic clocks stand still meanwhile. */
+  readonly suspends: boolean;
+  /** Virtual milliseconds with faults. */
+  readonly faultsMs: number;
+}
+
+const names = ["east", "central", "west", "north", "south"];
+
+export function shapeOf(seed: number): Shape {
+  const quick: Settings = { leaseMs: 600, marginMs: 40, heartbeatMs: 120, dbDeadMs: 900, termMs: 360, restateMs: 4_000 };
+  const usual: Settings = { leaseMs: 1_500, marginMs: 100, heartbeatMs: 200, dbDeadMs: 2_500, termMs: 900, restateMs: 10_000 };
+  const five = seed % 40 === 7;
+  const two = seed % 10 === 5;
+  return {
+    datacenters: names.slice(0, five ? 4 : two ? 2 : 3),
+    witness: five || two ? "witness" : null,
+    nodes: seed % 3 === 0 && !five ? 2 : 1,
+    shards: 1 + (seed % 3),
+    partitions: seed % 3 === 1 ? 2 : 1,
+    settings: seed % 8 === 0 ? usual : quick,
+    goesBack: seed % 4 === 1,
+    clockJumps: seed % 4 === 3,
+    suspends: seed % 8 === 6,
+    faultsMs: five ? 4_000 : 6_000,
+  };
+}
+
+export interface RunOptions {
+  readonly off?: Off;
+  /** The product as it is, without the mends of mends.ts. */
+  readonly plain?: boolean;
+  /** Lines of the run's history are pushed here. */
+  readonly story?: string[];
+}
+
+export interface RunResult {
+  readonly seed: number;
+  readonly violation: Violation | null;
+  readonly events: number;
+  readonly counts: Checker["counts"];
+  /** Virtual milliseconds from the end of the faults until all was well. */
+  readonly healedMs: number;
+}
+
+const healWithinMs = 20_000;
+
+/** Runs one seed: start, faults, healing, the final comparison. The same seed gives the same run, event by event. */
+export async function run(seed: number, options: RunOptions = {}): Promise<RunResult> {
+  const world = new World(seed, options);
+  return world.run();
+}
+
+export class World {
+  readonly shape: Shape;
+  readonly s: Scheduler;
+  readonly checker: Checker;
+  readonly network: Network;
+  readonly log: MemoryLog;
+  readonly databases = new Map<string, MemoryDatabase>();
+  readonly nodes = new Map<string, SimNode>();
+  /** Present life of each process by its name. */
+  readonly processes = new Map<string, Process>();
+  readonly siteSet: SiteSet;
+  readonly faults: Faults;
+  healing = false;
+  readonly #off: Off;
+  readonly #plain: boolean;
+  readonly #story: string[] | undefined;
+  readonly #files = new Map<string, Map<string, Vote>>();
+  #violation: Violation | null = null;
+
+  constructor(
+    readonly seed: number,
+    options: RunOptions,
+  ) {
+    this.#off = options.off ?? new Set();
+    this.#plain = options.plain ?? false;
+    this.#story = options.story;
+    this.shape = shapeOf(seed);
+    const { shape } = this;
+    this.s = new Scheduler(seed);
+    this.siteSet = {
+      number: 1,
+      sites: [
+        ...shape.datacenters.map((name) => ({ name, witness: false })),
+        ...(shape.witness === null ? [] : [{ name: shape.witness, witness: true }]),
+      ],
+      removed: [],
+      failoverPaused: false,
+      shards: shape.shards,
+      partitions: shape.partitions,
+    };
+    const sites = this.siteSet.sites.map((site) => site.name);
+    this.checker = new Checker(this.s, shape.partitions);
+    this.network = new Network(this.s);
+    this.network.keeps = shape.goesBack;
+    this.faults = new Faults(this);
+    const effect = (process: Process, what: string): void => this.faults.effect(process, what);
+    const say = (who: string, text: string): void => this.say(who, text);
+    this.log = new MemoryLog(this.s, this.network, sites, shape.partitions, {
+      committing: (partition, shard, sequence, data, by) =>
+        this.guard(() => {
+          this.checker.committing(partition, shard, sequence, data);
+          if (this.#story !== undefined) this.#tellAppend(shard, sequence, by);
+        }),
+      effect,
+      say,
+    });
+    this.log.compareAndSet = !this.#off.has("cas");
+    for (const site of shape.datacenters) {
+      const database = new MemoryDatabase(this.s, site, { effect, say });
+      database.faults.forgetsIncarnation = this.#off.has("i-incarnation");
+      this.databases.set(site, database);
+    }
+    for (let shard = 0; shard < shape.shards; shard++) this.#create(shard);
+  }
+
+  say(who: string, text: string): void {
+    this.#story?.push(`${this.s.now.toFixed(1).padStart(9)} ${who.padEnd(10)} ${text}`);
+  }
+
+  /** A check that fails ends the run. */
+  guard(check: () => void): void {
+    if (this.#violation !== null) return;
+    try {
+      check();
+    } catch (error) {
+      if (!(error instanceof Violation)) throw error;
+      this.#violation = error;
+      this.say("CHECK", error.message);
+      this.s.stop();
+    }
+  }
+
+  async run(): Promise<RunResult> {
+    const { s, shape } = this;
+    const failed = (error: unknown): void => this.guard(() => this.#unhandled(error));
+    process.on("unhandledRejection", failed);
+    let healedMs = 0;
+    try {
+      for (const { name, witness } of this.siteSet.sites)
+        for (let n = 1; n <= (witness ? 1 : shape.nodes); n++) this.start(name, `${name}-${n}`);
+      const warm = (shape.settings.leaseMs + shape.settings.termMs) * 1.1 + 400;
+      await s.run(warm);
+      this.faults.begin();
+      await s.run(warm + shape.faultsMs);
+      this.faults.end();
+      const healingFrom = s.now;
+      for (;;) {
+        await s.run(s.now + 100);
+        if (this.#violation !== null) break;
+        const why = this.#unwell();
+        if (why === undefined) break;
+        if (s.now - healingFrom > healWithinMs) {
+          this.guard(() => {
+            throw new Violation(8, `${healWithinMs} ms after the last fault: ${why}`);
+          });
+          break;
+        }
+      }
+      healedMs = s.now - healingFrom;
+      this.guard(() => this.checker.finish(this.databases));
+    } finally {
+      process.off("unhandledRejection", failed);
+    }
+    return { seed: this.seed, violation: this.#violation, events: s.events, counts: this.checker.counts, healedMs };
+  }
+
+  /** Starts a life of a process; one that can't start tries again, as a supervisor would. */
+  start(site: string, name: string): void {
+    const process = new Process(this.s, site, name, this.s.between(0.995, 1.005));
+    this.processes.set(name, process);
+    this.nodes.delete(name);
+    this.say(name, "starts");
+    const logger = this.#logger(name);
+    if (site === this.shape.witness) {
+      let file = this.#files.get(site);
+      if (file === undefined) this.#files.set(site, (file = new Map()));
+      void startWitness({ ...this.#common, process, logger, file, scheduler: this.s });
+      return;
+    }
+    const database = this.databases.get(site);
+    if (database === undefined) return;
+    const again = (why: unknown): void => {
+      if (process.dead) return;
+      process.dead = true;
+      this.say(name, `can't start: ${String(why)}`);
+      this.s.after(300, null, () => {
+        if (this.processes.get(name) === process) this.start(site, name);
+      });
+    };
+    process.onIncarnation = () => again("the database's incarnation changed");
+    startNode({ ...this.#common, plain: this.#plain, process, database, logger, log: this.log, random: this.s.random, hooks: this.#hooks, say: (text: string) => this.say(name, text) }).then((node) => {
+      if (process.dead) return;
+      this.nodes.set(name, node);
+      runClients(this, node);
+    }, again);
+  }
+
+  get #common() {
+    return { network: this.network, siteSet: this.siteSet, settings: this.shape.settings, off: this.#off };
+  }
+
+  readonly #hooks = {
+    applied: (...args: Parameters<Checker["applied"]>): void => {
+      const [site, , before, step] = args;
+      if (step.kind === "adopt")
+        this.say(
+          site,
+          `its database adopts epoch ${step.head.epoch} of shard ${before.shard}, ${step.head.state}${step.divergentAbove === null ? "" : `; what it has above ${step.divergentAbove}, up to ${before.position}, is set aside`}`,
+        );
+      this.guard(() => this.checker.applied(...args));
+    },
+  };
+
+  #create(shard: number): void {
+    const id = shardId(shard);
+    const { datacenters, partitions } = this.shape;
+    const at = partitionOf(id, partitions);
+    const owner = firstOwner(partition((at + this.seed) % datacenters.length), datacenters);
+    const data = encodeBatch({
+      header: { kind: "open", generation: 1, shard: id, epoch: epoch(1), owner, batchId: "00000000000000aa", first: position(1), count: 0, committedAt: 0 },
+      records: [],
+      open: { from: null, kind: "initial", reason: "the group was created", by: "init", sameTenure: false, closing: 0, phasesMs: {}, drained: 0, epochEnds: [] },
+    });
+    this.log.seed(at, shard, data);
+    for (const { tables } of this.databases.values()) {
+      tables.progress.set(at, 0);
+      tables.heads.set(shard, {
+        shard: id,
+        partition: at,
+        owner: null,
+        epoch: epoch(0),
+        state: "replica",
+        position: position(0),
+        published: position(0),
+        tenure: epoch(0),
+        fencedThrough: epoch(0),
+        closing: 0,
+        confirmed: false,
+        since: "",
+        kind: "initial",
+        reason: "",
+        epochEnds: [],
+        stopped: null,
+        revision: 0,
+      });
+    }
+  }
+
+  /** What is not well yet after the faults: copies that differ, or a shard that its owner does not serve. */
+  #unwell(): string | undefined {
+    for (let shard = 0; shard < this.shape.shards; shard++) {
+      const owner = this.checker.owner(shard);
+      const nodes = [...this.nodes.values()].filter((node) => node.process.site === owner && !node.process.dead);
+      if (nodes.length < this.shape.nodes) return `${owner} has ${nodes.length} processes`;
+      if (nodes.some((node) => node.held(shardId(shard), true) === undefined))
+        return `shard ${shard} is not served by ${owner}: ${nodes.map((node) => `${node.process.name} lease ${node.leases.valid}, ${node.map.get(shardId(shard))?.state}`).join("; ")}`;
+    }
+    return this.checker.unequal(this.databases);
+  }
+
+  #unhandled(error: unknown): void {
+    throw new Violation(0, `an error that nobody handles: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+  }
+
+  #tellAppend(shard: number, sequence: number, by: string): void {
+    this.say("log", `shard ${shard} has a message at ${sequence}, through ${by}; owner ${this.checker.owner(shard)}`);
+  }
+
+  #logger(who: string, component = ""): Logger {
+    if (this.#story === undefined) return silentLogger;
+    const tell = (event: string, fields: Fields = {}): void => {
+      const rest = Object.entries(fields).map(([key, value]) => `${key}=${value instanceof Error ? value.message : JSON.stringify(value)}`);
+      this.say(who, `${component === "" ? "" : `${component}: `}${event}${rest.length === 0 ? "" : ` (${rest.join(", ")})`}`);
+    };
+    return {
+      debug: () => undefined,
+      info: tell,
+      warn: tell,
+      error: tell,
+      with: (fields) => this.#logger(who, typeof fields["component"] === "string" ? fields["component"] : component),
+    };
+  }
+}
