@@ -115,7 +115,7 @@ export class Applier {
   /** An own append: nothing of it needs to be read, and its mark can wait for more of its kind. */
   ownAppend(partition: Partition, shard: ShardId, sequence: number, header: BatchHeader): void {
     const state = this.#states[partition];
-    if (state === undefined || sequence <= state.cursor) return;
+    if (state === undefined || sequence <= state.cursor || !this.#active) return;
     if (state.own.size < ownKept) state.own.set(sequence, header);
     if (sequence > state.target) state.target = sequence;
     this.#lazy ??= this.#time.after(lazyMs, () => {
@@ -255,7 +255,9 @@ export class Applier {
       state.seenEnd = true;
       state.behindSince = null;
     }
-    return found.map(incoming);
+    // Answers come at most once: behind one that was lost the rest is read again.
+    const end = found.findIndex((message, index) => message.sequence !== expected + index);
+    return (end < 0 ? found : found.slice(0, end)).map(incoming);
   }
 
   async #read(state: PartitionState, firstRoute: number): Promise<StoredMessage[]> {

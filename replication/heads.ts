@@ -6,9 +6,7 @@ import type { FoldHead } from "./fold.js";
 import type { EpochEnd } from "./record.js";
 
 /** A row of `shard_head` with everything that the fold needs. */
-export interface FullHead extends Head, FoldHead {
-  readonly published: FoldHead["published"];
-}
+export interface FullHead extends Head, FoldHead {}
 
 interface Row {
   readonly shard: number;

@@ -27,13 +27,12 @@ export class LogOwnership implements OwnershipLog {
   open(request: OpenRequest, deadline: number): Promise<OpenResult> {
     const { shard } = request;
     return this.#log.exclusive(shard, async () => {
-      let tail = await this.#log.tail(shard, deadline);
+      let tail = await this.#log.tail(shard, deadline, request.against);
       for (;;) {
         if (tail === undefined || this.#time.monotonic() >= deadline) return { kind: "unknown" };
         const { header } = tail;
         if (header.epoch > request.against || (header.epoch === request.against && header.owner !== request.from))
           return { kind: "moved", epoch: header.epoch, owner: header.owner };
-        // An older tail is a stale view: the append will be refused and show the newer one.
         const last = lastOf(header);
         const open: BatchHeader = {
           kind: "open",
@@ -76,7 +75,7 @@ export class LogOwnership implements OwnershipLog {
   restate(request: { shard: ShardId; epoch: BatchHeader["epoch"]; owner: string; epochEnds: readonly EpochEnd[] }, deadline: number): Promise<boolean | null> {
     const { shard } = request;
     return this.#log.exclusive(shard, async () => {
-      let tail = await this.#log.tail(shard, deadline);
+      let tail = await this.#log.tail(shard, deadline, request.epoch);
       for (;;) {
         if (tail === undefined || this.#time.monotonic() >= deadline) return null;
         const { header } = tail;
@@ -92,12 +91,6 @@ export class LogOwnership implements OwnershipLog {
           count: 0,
           committedAt: this.#time.wall(),
         };
-        if (header.epoch < request.epoch) {
-          // Our own open is further behind than what this process has seen.
-          await this.#time.sleep(20);
-          tail = await this.#log.tail(shard, deadline);
-          continue;
-        }
         const body = { from: null, kind: "initial" as const, reason: "restated", by: request.owner, sameTenure: true, closing: 0, phasesMs: {}, drained: 0, epochEnds: request.epochEnds };
         const result = await this.#log.append(tail.sequence, { header: statement, records: [], open: body }, deadline);
         if (result.kind === "unknown") return null;

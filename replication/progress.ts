@@ -54,6 +54,12 @@ export class Progress {
     if (behind !== undefined) this.#trim(shard, behind);
   }
 
+  /** The database may have gone back in time: nothing is known any more. */
+  reset(): void {
+    this.#places.clear();
+    this.#behind.clear();
+  }
+
   /** Notes how far the owners are said to be; call it now and then. */
   sample(shards: Iterable<ShardId>): void {
     for (const shard of shards) {

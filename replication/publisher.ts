@@ -7,7 +7,7 @@ import { position as toPosition, type Epoch, type Position, type ShardId, type S
 import type { Head, ShardMap } from "../shards/map.js";
 import { batchId } from "./ownership.js";
 import { lastOf, type BatchHeader } from "./record.js";
-import type { ShardLog, Tail } from "./shard-log.js";
+import type { ShardLog } from "./shard-log.js";
 import type { Committed } from "./writer.js";
 
 export interface OutboxRow {
@@ -36,8 +36,15 @@ interface Waiter {
   readonly cancel: () => void;
 }
 
+/** Where an epoch ended, as the fold saw it. */
+interface End {
+  readonly epoch: Epoch;
+  readonly last: Position;
+}
+
 interface ShardState {
   epoch: Epoch;
+  end: End | null;
   /** Last position in the log, derived from the log; null: not known yet. */
   mark: Position | null;
   /** Committed here and not yet published, dense; may lack rows that other processes committed or that did not fit. */
@@ -45,8 +52,10 @@ interface ShardState {
   memoryBytes: number;
   running: boolean;
   again: boolean;
-  /** Monotonic time of the oldest commit that is not published, as far as known. */
-  oldest: number | null;
+  /** The oldest commit known that is not published, and when it was (monotonic). */
+  oldest: { readonly position: Position; readonly at: number } | null;
+  /** The last commit known, and when it was. */
+  newest: { readonly position: Position; readonly at: number } | null;
   readonly waiters: Set<Waiter>;
 }
 
@@ -69,9 +78,9 @@ export class Publisher {
   readonly #logger: Logger;
   readonly #events: PublisherEvents;
   readonly #shards = new Map<ShardId, ShardState>();
-  readonly #queue = new PQueue({ concurrency: 64 });
+  readonly #queue: PQueue;
   readonly #stop = new AbortController();
-  #active = true;
+  #active = false;
 
   constructor(options: {
     log: ShardLog;
@@ -93,6 +102,8 @@ export class Publisher {
     this.#random = options.random;
     this.#logger = options.logger.with({ component: "publisher" });
     this.#events = options.events;
+    // Every shard may wait for its append at once: those of a partition without a leader don't hold up the others.
+    this.#queue = new PQueue({ concurrency: Math.max(64, options.map.shards) });
   }
 
   /** Only the process that holds the replicator's lock publishes; the compare-and-set would refuse a second one anyway. */
@@ -106,8 +117,11 @@ export class Publisher {
     const touched = new Set<ShardId>();
     for (const record of records) {
       const state = this.#state(record.shard);
-      if (state.epoch !== record.epoch) this.#enter(state, record.epoch);
-      state.oldest ??= record.at;
+      // A late word of an epoch that has ended: the outbox has the record, if it is anybody's.
+      if (record.epoch < state.epoch) continue;
+      if (record.epoch > state.epoch) this.#enter(state, record.epoch);
+      state.newest = { position: record.position, at: record.at };
+      state.oldest ??= state.newest;
       if (this.#active && state.memoryBytes + record.record.length <= memoryLimit) {
         state.memory.push(record);
         state.memoryBytes += record.record.length;
@@ -151,13 +165,15 @@ export class Publisher {
   /** Milliseconds since the oldest commit of the shard that is not in the log; 0 when all is. */
   unpublishedMs(shard: ShardId): number {
     const oldest = this.#shards.get(shard)?.oldest ?? null;
-    return oldest === null ? 0 : Math.max(0, this.#time.monotonic() - oldest);
+    return oldest === null ? 0 : Math.max(0, this.#time.monotonic() - oldest.at);
   }
 
   /** Resolves once the log holds the position. @throws Problem outcome_unknown */
   published(shard: ShardId, epoch: Epoch, position: Position, deadline: number): Promise<void> {
     const state = this.#state(shard);
     if (state.epoch === epoch && state.mark !== null && state.mark >= position) return Promise.resolve();
+    if (epoch < state.epoch)
+      return state.end?.epoch === epoch && position <= state.end.last ? Promise.resolve() : Promise.reject(new Problem("outcome_unknown", "the shard moved before the log was seen to have the write"));
     return new Promise((resolve, reject) => {
       const timer = this.#time.after(Math.max(0, deadline - this.#time.monotonic()), () => waiter.reject(new Problem("outcome_unknown", "committed here, but the log did not take it in time")));
       const done = (): void => {
@@ -179,6 +195,8 @@ export class Publisher {
   /** The epoch ended at `last` (an open was folded): who waits for more will not get it. */
   ended(shard: ShardId, epoch: Epoch, last: Position): void {
     const state = this.#state(shard);
+    if (state.end === null || state.end.epoch < epoch) state.end = { epoch, last };
+    if (state.epoch <= epoch) this.#enter(state, (epoch + 1) as Epoch);
     for (const waiter of [...state.waiters]) {
       if (waiter.epoch > epoch) continue;
       if (waiter.epoch === epoch && waiter.position <= last) waiter.resolve();
@@ -193,7 +211,7 @@ export class Publisher {
       if (epoch < state.epoch) return;
       this.#enter(state, epoch);
     }
-    this.#advance(state, mark);
+    if (state.mark === null || mark > state.mark) this.#advance(state, mark, shard);
   }
 
   /** Publishes until the log holds `position` of the epoch, or the deadline passes. @returns whether it does. */
@@ -218,24 +236,23 @@ export class Publisher {
     const head = this.#map.get(shard);
     if (head === undefined || head.owner !== this.#site || head.state === "replica") return;
     if (state.epoch !== head.epoch) this.#enter(state, head.epoch);
+    const { epoch } = head;
     await this.#log.exclusive(shard, async () => {
-      let tail = await this.#log.tail(shard, this.#time.monotonic() + 2_000);
+      let tail = await this.#log.tail(shard, this.#time.monotonic() + 2_000, epoch);
       if (tail === undefined) throw new Error("the log's tail can't be read");
       for (;;) {
-        if (this.#stop.signal.aborted || !this.#isMine(shard, state, tail)) return;
-        this.#advance(state, lastOf(tail.header));
+        // Rule e: only behind a tail of this epoch and owner; else the shard has moved, and the fold says so.
+        if (this.#stop.signal.aborted || state.epoch !== epoch || tail.header.epoch !== epoch || tail.header.owner !== this.#site) return;
+        this.#advance(state, lastOf(tail.header), shard);
         const rows = await this.#next(shard, state);
-        if (rows.length === 0) {
-          state.oldest = null;
-          return;
-        }
         const first = rows[0];
-        if (first === undefined) return;
+        if (first === undefined || state.epoch !== epoch) return;
+        if (first.position !== lastOf(tail.header) + 1) throw new Error(`record ${first.position} does not follow the log's tail ${lastOf(tail.header)}`);
         const header: BatchHeader = {
           kind: "records",
           generation: this.#generation,
           shard,
-          epoch: state.epoch,
+          epoch,
           owner: this.#site,
           batchId: batchId(this.#random),
           first: first.position,
@@ -250,17 +267,6 @@ export class Publisher {
         } else tail = result.tail;
       }
     });
-  }
-
-  /** The tail is ours and of our epoch: the mark is its last position; else the shard has moved, and the fold says so. */
-  #isMine(shard: ShardId, state: ShardState, tail: Tail): boolean {
-    if (tail.header.epoch === state.epoch && tail.header.owner === this.#site) return true;
-    if (tail.header.epoch < state.epoch) {
-      // The open of our epoch is behind it, but this process has only the older message: forget it and look again.
-      this.#logger.warn("tail is older than the epoch", { shard, epoch: state.epoch, tail: tail.header.epoch });
-      this.#time.after(50, () => this.wake(shard));
-    }
-    return false;
   }
 
   async #next(shard: ShardId, state: ShardState): Promise<readonly OutboxRow[]> {
@@ -278,7 +284,6 @@ export class Publisher {
         bytes += record.record.length;
         next++;
       }
-      state.oldest = state.memory[0].at;
       return rows;
     }
     return bounded(await this.#outbox.read(shard, state.epoch, mark, batchRecords), mark);
@@ -289,9 +294,16 @@ export class Publisher {
     if (gone !== undefined) state.memoryBytes -= gone.record.length;
   }
 
-  #advance(state: ShardState, mark: Position): void {
-    if (state.mark !== null && mark <= state.mark) return;
+  #advance(state: ShardState, mark: Position, shard: ShardId): void {
+    if (state.mark === mark) return;
+    // The log decides, also when it has lost its tail: what it does not hold is appended again.
+    if (state.mark !== null && mark < state.mark) this.#logger.warn("publishes from an earlier tail than was known", { shard, epoch: state.epoch, mark: state.mark, tail: mark });
     state.mark = mark;
+    if (state.oldest !== null && state.oldest.position <= mark) {
+      const next = state.memory.find((record) => record.position > mark);
+      const newest = state.newest !== null && state.newest.position > mark ? state.newest : null;
+      state.oldest = next === undefined ? newest : { position: next.position, at: next.at };
+    }
     for (const waiter of [...state.waiters]) if (waiter.epoch === state.epoch && waiter.position <= mark) waiter.resolve();
   }
 
@@ -301,12 +313,13 @@ export class Publisher {
     state.memory = [];
     state.memoryBytes = 0;
     state.oldest = null;
+    state.newest = null;
   }
 
   #state(shard: ShardId): ShardState {
     let state = this.#shards.get(shard);
     if (state === undefined) {
-      state = { epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch, mark: null, memory: [], memoryBytes: 0, running: false, again: false, oldest: null, waiters: new Set() };
+      state = { epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch, mark: null, memory: [], memoryBytes: 0, running: false, again: false, end: null, oldest: null, newest: null, waiters: new Set() };
       this.#shards.set(shard, state);
     }
     return state;

@@ -1,4 +1,5 @@
 import type { Client, Database } from "../infra/postgres/database.js";
+import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { position as toPosition, type Epoch, type Partition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import { voidCopies, setAside } from "./divergence.js";
@@ -98,6 +99,8 @@ export class PostgresReplicaStore implements ReplicaStore {
       values: [stretches.map((s) => s.partition), stretches.map((s) => s.from), stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from)],
     });
     if (moved.rowCount !== stretches.length) throw new Overtaken();
+    for (const { from, messages } of stretches)
+      if (messages.some((message, index) => message.sequence !== from + 1 + index)) throw new Error("a stretch of the log has a gap");
     const messages = stretches.flatMap((stretch) => stretch.messages);
     const heads = await lockHeads(client, [...new Set(messages.map((m) => m.shard))]);
     const full = new Set<ShardId>();
@@ -152,7 +155,17 @@ export class PostgresReplicaStore implements ReplicaStore {
           let divergent = 0;
           await rows.write(client);
           rows = new RowSet();
-          if (step.divergentAbove !== null) divergent = await setAside(client, this.site, head, step.divergentAbove);
+          if (step.divergentAbove !== null) {
+            await client.query("SAVEPOINT divergence");
+            try {
+              divergent = await setAside(client, this.site, head, step.divergentAbove);
+            } catch (error) {
+              // One shard that can't be undone must not hold up the others of its partition.
+              await client.query("ROLLBACK TO SAVEPOINT divergence");
+              stop(`its divergent operations can't be set aside: ${asError(error).message}`);
+              break;
+            }
+          }
           await voidCopies(client, head.shard, head.epoch, step.head.position);
           const planned = step.head.owner === this.site && head.owner !== this.site && open.sameTenure;
           const tenure = planned ? await takeCarried(client, head.shard, step.head.epoch) : null;

@@ -7,6 +7,7 @@ import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
+import { lockHeads, type FullHead } from "./heads.js";
 import { fromColumns, shapes, upsert } from "./rows.js";
 import type { ClusterRow, JobRow, WorkerRow } from "./entities.js";
 
@@ -40,7 +41,7 @@ export interface RestorerOptions {
   readonly active: () => boolean;
 }
 
-const atOnce = 200;
+const atOnce = 64;
 const tickMs = 200;
 const timeoutMs = 2_000;
 
@@ -112,7 +113,8 @@ export class Restorer implements Service {
       try {
         if (this.#waiting.size > 0) {
           if (this.#o.active()) {
-            for (const shard of [...this.#waiting.keys()]) await this.#restore(shard);
+            // A shard whose owner is silent must not hold up the others.
+            for (const shard of [...this.#waiting.keys()]) await this.#restore(shard).catch((error: unknown) => this.#log.warn("restoring rows failed", { shard, error: asError(error) }));
             await this.#settle();
           }
           await this.refresh();
@@ -127,17 +129,26 @@ export class Restorer implements Service {
   async #restore(shard: ShardId): Promise<void> {
     const owner = this.#o.map.get(shard)?.owner;
     if (owner === undefined || owner === null || owner === this.#o.site) return;
-    for (;;) {
+    for (let limit = atOnce; ; ) {
       const { rows } = await this.#o.database.pool.query<{ tenant: string; cluster_id: string; kind: string }>(
         "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL LIMIT $2",
-        [shard, atOnce],
+        [shard, limit],
       );
       if (rows.length === 0 || this.#stop.signal.aborted) return;
       const keysOf = (kind: string): { tenant: string; id: string }[] => rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.cluster_id }));
       const request: CopyRequest = { shard, clusters: keysOf("cluster"), workers: keysOf("worker") };
-      const answer = unpack(await this.#o.messenger.request(copySubject(this.#o.group, owner), pack(request), timeoutMs)) as CopyAnswer;
-      await this.#o.database.transaction(async (client) => {
-        await client.query("SELECT 1 FROM shard_head WHERE shard = $1 FOR NO KEY UPDATE", [shard]);
+      let answer: CopyAnswer;
+      try {
+        answer = unpack(await this.#o.messenger.request(copySubject(this.#o.group, owner), pack(request), timeoutMs)) as CopyAnswer;
+      } catch (error) {
+        // The answer may be too large for one message: ask for less.
+        if (limit === 1) throw error;
+        limit = Math.ceil(limit / 8);
+        continue;
+      }
+      const counts = await this.#o.database.transaction(async (client) => {
+        const head = (await lockHeads(client, [shard])).get(shard);
+        if (head === undefined || !inLine(head, answer)) return false;
         await upsert(client, shapes.clusters, answer.clusters);
         await upsert(client, shapes.jobs, answer.jobs);
         await upsert(client, shapes.workers, answer.workers);
@@ -146,7 +157,9 @@ export class Restorer implements Service {
            WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
           [rows.map((r) => r.tenant), rows.map((r) => r.cluster_id), shard, answer.epoch, answer.position, rows.map((r) => r.kind)],
         );
+        return true;
       });
+      if (!counts) return;
       this.#log.info("rows restored from the owner", { shard, rows: rows.length, owner, epoch: answer.epoch, position: answer.position });
     }
   }
@@ -180,4 +193,11 @@ export class Restorer implements Service {
       };
     });
   }
+}
+
+/** Whether a copy's cut lies in the shard's line of epochs: a cut above where its epoch ended holds what was never published. */
+function inLine(head: FullHead, cut: { readonly epoch: number; readonly position: number }): boolean {
+  if (cut.epoch >= head.epoch) return true;
+  const end = head.epochEnds.find((each) => each.epoch === cut.epoch);
+  return end !== undefined && cut.position <= end.last;
 }

@@ -6,6 +6,7 @@ import type { ShardId, SiteName } from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
 import type { ShardStore } from "../shards/store.js";
 import type { LogOwnership } from "./ownership.js";
+import type { EpochEnd } from "./record.js";
 import type { Publisher } from "./publisher.js";
 
 export interface ResumeOptions {
@@ -17,6 +18,7 @@ export interface ResumeOptions {
   readonly publisher: Publisher;
   readonly ownership: LogOwnership;
   readonly restateMs: number;
+  readonly epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   /** This node has a lease and is the datacenter's replicator. */
   readonly active: () => boolean;
   /** Shards whose move this process drives itself. */
@@ -25,7 +27,7 @@ export interface ResumeOptions {
 
 const tickMs = 100;
 const attemptMs = 3_000;
-const atOnce = 32;
+const atOnce = 128;
 
 /**
  * Settles shards that the log gives to this datacenter but that it may not serve (rules d, g, i): a suspended or moving one
@@ -128,7 +130,7 @@ export class Resume implements Service {
   }
 
   async #restate(head: Head, deadline: number): Promise<void> {
-    const ends = (head as Partial<{ epochEnds: [] }>).epochEnds ?? [];
+    const ends = await this.#o.epochEnds(head.shard);
     const held = await this.#o.ownership.restate({ shard: head.shard, epoch: head.epoch, owner: this.#o.site, epochEnds: ends }, deadline);
     if (held === true) {
       this.#restatedAt.set(head.shard, this.#o.time.monotonic());

@@ -46,6 +46,8 @@ export type AppendResult =
   | { readonly kind: "unknown" };
 
 const firstTryMs = 250;
+const longestTryMs = 1_000;
+const alarmMs = 5_000;
 
 /**
  * Typed access to the log of each shard: one append in flight per shard, whatever its kind, and an append without an
@@ -92,17 +94,18 @@ export class ShardLog {
     return this.#tails.get(shard);
   }
 
-  /** The newest message known, read from the log when none is. It may be stale: only an append decides. */
-  async tail(shard: ShardId, deadline: number): Promise<Tail | undefined> {
-    const known = this.#tails.get(shard);
-    if (known !== undefined) return known;
+  /**
+   * The newest message known, read from the log when none is, or when it is of an epoch before `since` (another process of the
+   * datacenter may have seen newer ones). It may be stale: only an append decides. Undefined when none can be read in time.
+   */
+  async tail(shard: ShardId, deadline: number, since = 0): Promise<Tail | undefined> {
     for (let route = 0; this.#time.monotonic() < deadline; route++) {
+      const known = this.#tails.get(shard);
+      if (known !== undefined && known.header.epoch >= since) return known;
       try {
         const found = await this.#transport.readLast(this.partitionOf(shard), shard, this.#left(deadline, firstTryMs), route % this.#transport.routes);
-        if (found !== undefined) {
-          this.observe(shard, found.sequence, decodeHeader(found.data));
-          return this.#tails.get(shard);
-        }
+        if (found !== undefined) this.observe(shard, found.sequence, decodeHeader(found.data));
+        if ((this.#tails.get(shard)?.header.epoch ?? -1) >= since) continue;
       } catch (error) {
         this.#log.debug("reading a tail failed", { shard, route, error: asError(error) });
       }
@@ -166,12 +169,17 @@ export class ShardLog {
 
   /** The message that is known to be at `sequence`, from whichever replica has it. */
   async #at(shard: ShardId, sequence: number, deadline: number, signal?: AbortSignal): Promise<Tail | undefined> {
+    let alarmAt = this.#time.monotonic() + alarmMs;
     for (let tries = 0; this.#time.monotonic() < deadline && signal?.aborted !== true; tries++) {
       try {
         const found = await this.#transport.readOne(this.partitionOf(shard), sequence, this.#left(deadline, firstTryMs), tries % this.#transport.routes);
         if (found !== undefined) return { sequence: found.sequence, header: decodeHeader(found.data) };
       } catch (error) {
         this.#log.debug("reading a message failed", { shard, sequence, error: asError(error) });
+      }
+      if (this.#time.monotonic() >= alarmAt) {
+        alarmAt += alarmMs;
+        this.#log.error("a message that the log says it holds can't be read anywhere", { shard, sequence, tries });
       }
       await this.#time.sleep(Math.min(50, 2 + tries * 2), signal);
     }
@@ -180,7 +188,8 @@ export class ShardLog {
 
   /** Time-out of one try: 250 ms, or four times the recent p99 where that is more. */
   #tryMs(): number {
-    return Math.max(firstTryMs, 4 * Math.max(0, ...this.#latencies));
+    const [, p99 = 0] = [...this.#latencies].sort((a, b) => b - a);
+    return Math.min(longestTryMs, Math.max(firstTryMs, 4 * p99));
   }
 
   #left(deadline: number, ms: number): number {

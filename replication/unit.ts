@@ -119,7 +119,7 @@ export class Unit {
       if (found !== undefined) {
         if (found.fingerprint !== key.fingerprint) return { error: new Problem("idempotency_key_reused") };
         const outcome: Outcome = { status: found.status, body: found.body, ...(found.version === null ? {} : { version: found.version }) };
-        return { written: { outcome, epoch: found.changedEpoch, position: found.changedPosition, replayed: true } };
+        return { written: { outcome, epoch: found.changedEpoch, position: found.changedPosition, replayed: true, openEpoch: head.epoch } };
       }
     }
     const draft = new Draft(operation.shard, head, this.#rows, { site: this.#site, now: this.#now, random: this.#random });
@@ -142,7 +142,7 @@ export class Unit {
       head.next = toPosition(head.next + encoded.length);
       this.#rows.take(draft.rows);
       this.#after.push(...draft.after);
-      return { written: { outcome, epoch: head.epoch, position: head.next, replayed: false } };
+      return { written: { outcome, epoch: head.epoch, position: head.next, replayed: false, openEpoch: head.epoch } };
     } catch (error) {
       return { error };
     }

@@ -94,6 +94,8 @@ export interface Written {
   /** Last position that the operation wrote; the shard's head when it wrote none. */
   readonly position: Position;
   readonly replayed: boolean;
+  /** The shard's epoch now; a replayed answer may be of an earlier one. */
+  readonly openEpoch: Epoch;
 }
 
 /** The owner's group-committed transaction: replication/writer.ts. */

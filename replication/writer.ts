@@ -28,6 +28,8 @@ export interface Committed {
 export interface WriterEvents {
   /** After a commit, in position order per shard: the publisher's wake-up. */
   committed(records: readonly Committed[]): void;
+  /** A commit got no answer: these shards may have records that nobody was told of. */
+  uncertain(shards: readonly ShardId[]): void;
   /** Resolves once the log holds the position; rejects with a Problem outcome_unknown when that can't be known by the deadline. */
   published(shard: ShardId, epoch: Epoch, position: Position, deadline: number): Promise<void>;
 }
@@ -76,7 +78,9 @@ export class Writer implements ShardWriter {
 
   async write(operation: Operation, options: { readonly durability: "local" | "replicated"; readonly deadline: number }): Promise<Written> {
     const written = await this.#enqueue(operation, options.deadline, options.durability === "replicated");
-    if (options.durability === "replicated") await this.#events.published(operation.shard, written.epoch, written.position, options.deadline);
+    // What was written in an epoch that has ended, and is still here, is in the log.
+    const settled = written.replayed && written.epoch < written.openEpoch;
+    if (options.durability === "replicated" && !settled) await this.#events.published(operation.shard, written.epoch, written.position, options.deadline);
     return written;
   }
 
@@ -173,6 +177,8 @@ export class Writer implements ShardWriter {
         });
       if (committing) broken = asError(error);
       this.#failed(live, asError(error), committing);
+      // It may be committed: whoever publishes looks into the outbox.
+      if (committing) this.#events.uncertain([...new Set(live.map((pending) => pending.operation.shard))]);
     } finally {
       client?.release(broken);
     }

@@ -164,7 +164,9 @@ export class Router<C, R> implements Service {
     ended.catch(() => undefined);
     const moved = (async (): Promise<never> => {
       while (!done) {
-        await Promise.race([this.#o.changes.next(request.shard, 500), ended.catch(() => undefined)]);
+        // The request is under way: a full queue of waiting ones must not end it.
+        const changed = this.#o.changes.next(request.shard, 500).catch(() => this.#o.time.sleep(100));
+        await Promise.race([changed, ended.catch(() => undefined)]);
         const now = this.#o.map.get(request.shard);
         if (!done && now !== undefined && now.epoch > epoch) {
           await this.#o.time.sleep(request.repeatable ? 20 : graceMs);

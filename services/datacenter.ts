@@ -14,7 +14,7 @@ import { PostgresOutbox } from "../replication/outbox.js";
 import { LogOwnership } from "../replication/ownership.js";
 import { Progress } from "../replication/progress.js";
 import { Publisher } from "../replication/publisher.js";
-import { lastOf } from "../replication/record.js";
+import { lastOf, type EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore, type Applied, type Incoming } from "../replication/replica-store.js";
 import { ReplicatorLock } from "../replication/replicator-lock.js";
 import { Restorer } from "../replication/restore.js";
@@ -214,6 +214,10 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
         publisher.committed(records);
         if (!replicator.holding) inside.send({ wake: [...new Set(records.map((record) => record.shard))] });
       },
+      uncertain: (list) => {
+        for (const shard of list) publisher.wake(shard);
+        inside.send({ wake: list });
+      },
       published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),
     },
   });
@@ -257,6 +261,7 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     publisher,
     ownership,
     restateMs: config.restateMs,
+    epochEnds: async (shard) => (await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [shard])).rows[0]?.ends ?? [],
     active: () => replicator.holding && leases.valid,
     moving: (shard) => switchover.isMoving(shard),
   });
@@ -424,7 +429,7 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       }
     };
     // Rows that were undone must not be served before the restorer knows of them.
-    if (diverged) void restorer.refresh().finally(adopt);
+    if (diverged) void refreshRestores().then(adopt);
     else adopt();
     if (applied.adoptions.length + applied.stopped.length > 0) inside.send({ heads: applied.adoptions.map((adoption) => adoption.head.shard) });
     for (const [shard, at] of applied.committedAt) {
@@ -433,10 +438,29 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     }
   }
 
+  async function refreshRestores(): Promise<void> {
+    while (!stopped.signal.aborted) {
+      try {
+        return await restorer.refresh();
+      } catch (error) {
+        log.warn("what waits to be restored can't be read", { error: asError(error) });
+        await time.sleep(50, stopped.signal);
+      }
+    }
+  }
+
   async function refreshMap(): Promise<void> {
-    for (const head of await store.heads()) {
+    const { incarnation } = control;
+    const heads = await store.heads();
+    // An answer of a database that is not ours any more says nothing.
+    if (control.incarnation !== incarnation) return;
+    for (const head of heads) {
       map.adopt(head);
-      if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
+      if (head.owner !== site) continue;
+      if (!replicator.holding) {
+        progress.reached(head.shard, head.epoch, head.position);
+        publisher.observeMark(head.shard, head.epoch, head.published);
+      } else if (head.position > (publisher.mark(head.shard) ?? -1)) publisher.wake(head.shard);
     }
   }
 
@@ -451,8 +475,10 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       const identity = await meetAgain(meet, () => time.sleep(100), log, () => stopped.signal.aborted);
       if (identity === undefined) return;
       data.adopt(identity);
+      progress.reset();
       await applier.reload();
       await refreshMap();
+      for (const head of map.all()) progress.reached(head.shard, head.epoch, head.position);
     })()
       .catch((error: unknown) => log.error("meeting the database failed", { error: asError(error) }))
       .finally(() => (meeting = undefined));

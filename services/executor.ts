@@ -9,7 +9,7 @@ import type { Caller, Command, Reply } from "./api.js";
 import { clusterView, createCluster, deleteCluster, putCluster } from "./clusters/operations.js";
 import type { Queries } from "./clusters/queries.js";
 import { parseJobId, parseTaskId } from "./jobs/ids.js";
-import { putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
+import { jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
 
 /** What goes along with a command to its owner. */
 export interface CommandContext {
@@ -43,6 +43,7 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
     case "job.pause":
     case "job.resume":
     case "job.tasks":
+    case "job.get":
       return known(parseJobId(command.jobId), "job");
     case "worker.put":
       return shardOf(command.workerId, shards);
@@ -53,7 +54,7 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
 }
 
 /** Twice does no harm, whoever asks. */
-const repeatableTypes = new Set<Command["type"]>(["cluster.get", "job.tasks", "task.heartbeat", "task.finish", "worker.put"]);
+const repeatableTypes = new Set<Command["type"]>(["cluster.get", "job.get", "job.tasks", "task.heartbeat", "task.finish", "worker.put"]);
 export const isRepeatable = (command: Command, key: string | null): boolean => key !== null || repeatableTypes.has(command.type);
 
 export interface ExecutorOptions {
@@ -78,6 +79,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
     const context = request.context as CommandContext;
     const { command } = request;
     if (command.type === "cluster.get") return this.#get(request, context, command.id);
+    if (command.type === "job.get") return this.#getJob(request, context, command.jobId);
     const operation = this.#operation(command, request.shard, context);
     const keyed: Operation =
       context.key === null ? operation : { ...operation, key: { tenant: context.caller.tenant, key: context.key, fingerprint: fingerprint(command) } };
@@ -98,7 +100,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
     }
   }
 
-  #operation(command: Exclude<Command, { type: "cluster.get" }>, shard: ShardId, context: CommandContext): Operation {
+  #operation(command: Exclude<Command, { type: "cluster.get" | "job.get" }>, shard: ShardId, context: CommandContext): Operation {
     const { tenant } = context.caller;
     switch (command.type) {
       case "cluster.create":
@@ -136,6 +138,14 @@ export class CommandExecutor implements Executor<Command, Reply> {
     if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (row === undefined || row.deleted) throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
     return { status: 200, body: clusterView(row, this.o.site), version: row.version, owner: this.o.site, servedBy: this.o.servedBy };
+  }
+
+  async #getJob(request: Routed<Command>, context: CommandContext, jobId: string): Promise<Reply> {
+    const before = this.#held(request.shard);
+    const job = await this.o.queries.job(context.caller.tenant, jobId);
+    if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
+    if (job === undefined) throw new Problem("not_found", `There is no job ${jobId}.`, { owner: this.o.site });
+    return { status: 200, body: jobView(job), owner: this.o.site, servedBy: this.o.servedBy };
   }
 
   #held(shard: ShardId): number {

@@ -9,6 +9,7 @@ import { decodeCursor, encodeCursor } from "./clusters/queries.js";
 import type { DatacenterParts } from "./datacenter.js";
 import { isRepeatable, shardOfCommand, type CommandContext } from "./executor.js";
 import { jobView } from "./jobs/operations.js";
+import { parseJobId } from "./jobs/ids.js";
 import type { Verifier } from "./verify.js";
 
 /** What HTTP stands on, in front of a datacenter's process. */
@@ -48,7 +49,7 @@ export class Face implements Datacenter {
     const key = context.idempotencyKey ?? null;
     const placed = command.type === "cluster.create" && command.id === undefined ? { ...command, id: this.#newId(context.caller.tenant, key) } : command;
     const labels = { durability: context.durability };
-    const isWrite = placed.type !== "cluster.get" && placed.type !== "job.tasks";
+    const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
       if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
       const { result, route } = await this.#p.router.execute({
@@ -90,6 +91,10 @@ export class Face implements Datacenter {
 
   async getJob(context: RequestContext, id: string): Promise<Reply> {
     if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
+    const shard = parseJobId(id);
+    if (shard === undefined || shard >= this.#p.shards) throw new Problem("not_found", `There is no job ${id}.`);
+    // Rows that are being restored are read where they are whole.
+    if (context.consistency === "owner" || this.#p.restorer.shardWaits(shard)) return this.execute(context, { type: "job.get", jobId: id });
     const job = await this.#p.queries.job(context.caller.tenant, id);
     if (job === undefined) throw new Problem("not_found", `There is no job ${id}.`);
     return { status: 200, body: jobView(job), ...this.#localRead(job.shard) };

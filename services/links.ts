@@ -13,6 +13,8 @@ export interface Links {
   close(): Promise<void>;
 }
 
+/** A silent server is left well within a lease. */
+const heartbeatPingMs = 300;
 const firstConnectionMs = 30_000;
 
 /** @throws FatalError nats_unreachable, nats_refused */
@@ -20,7 +22,7 @@ export async function openLinks(config: Config, log: Logger): Promise<Links> {
   const name = `${config.site}/${config.node}`;
   const options = { servers: config.natsUrls, waitMs: firstConnectionMs, log: log.with({ component: "nats" }) };
   const main = await NatsLink.open({ ...options, name });
-  const heartbeats = await NatsLink.open({ ...options, name: `${name} heartbeats`, ...(config.natsHeartbeatUser === undefined ? {} : { user: config.natsHeartbeatUser }) });
+  const heartbeats = await NatsLink.open({ ...options, name: `${name} heartbeats`, pingMs: heartbeatPingMs, ...(config.natsHeartbeatUser === undefined ? {} : { user: config.natsHeartbeatUser }) });
   const others = config.natsUrls.slice(1).map((server) => new BackgroundLink({ servers: [server], name: `${name} relay`, log: options.log }));
   const all = [main, heartbeats, ...others];
   return {

@@ -1,6 +1,6 @@
 import { asError, FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import { incarnationOf, type Database, type Identity } from "../infra/postgres/database.js";
+import { incarnationOf, readIdentity, type Database, type Identity } from "../infra/postgres/database.js";
 import type { SiteName } from "./ids.js";
 import { close } from "./postgres-store.js";
 
@@ -25,9 +25,10 @@ export async function meetDatabase(
   facts: GroupFacts,
   options: { readonly node: string; readonly goneMs: number; readonly closing: number; readonly run: string; readonly wall: number; readonly log: Logger },
 ): Promise<Identity> {
-  let found = await database.identity();
-  await database.transaction(async (client) => {
+  const identity = await database.meet(async (client) => {
     await client.query("SELECT pg_advisory_xact_lock(7305129)");
+    // Read behind the lock: another process may have raised the restore number meanwhile.
+    let found = await readIdentity(client);
     await client.query(
       `INSERT INTO meta (group_name, datacenter, generation, shards, partitions, system_id, timeline) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
       [facts.group, facts.datacenter, facts.generation, facts.shards, facts.partitions, found.systemId, found.timeline],
@@ -70,9 +71,10 @@ export async function meetDatabase(
       await client.query("UPDATE meta SET run = $1", [options.run]);
       await client.query("UPDATE shard_head SET confirmed = false, revision = revision + 1 WHERE confirmed AND state <> 'replica'");
     }
+    return found;
   });
-  database.adopt(found);
-  return found;
+  database.adopt(identity);
+  return identity;
 }
 
 /** Repeats `meetDatabase` until the database answers, since a failover may be under way. */

@@ -9,6 +9,8 @@ export interface Head {
   readonly epoch: Epoch;
   readonly state: ShardState;
   readonly position: Position;
+  /** Last position that the log is known to hold; lags behind a little. */
+  readonly published: Position;
   readonly tenure: Epoch;
   readonly closing: number;
   readonly confirmed: boolean;

@@ -82,10 +82,16 @@ export class Peers {
 
   state(dc: SiteName): PeerState {
     const silent = this.silentMs(dc);
-    if (silent > this.#deadMs) return "dead";
+    if (silent > this.#deadMs) return this.#heardByOthers(dc) ? "suspect" : "dead";
     if (silent > this.#suspectMs) return "suspect";
     const reports = this.reports(dc);
     return reports.some((r) => r.state === "serving") ? "serving" : reports.some((r) => r.state === "catching_up") ? "catching_up" : "fenced";
+  }
+
+  /** Only the link to it is down: somebody else hears it, and can relay. */
+  #heardByOthers(dc: SiteName): boolean {
+    for (const other of this.#heard.keys()) if (other !== dc && this.silentMs(other) < this.#suspectMs && this.reports(other).some((report) => report.hears.includes(dc))) return true;
+    return false;
   }
 
   /** Whether the datacenter lives, has a lease, and could open all shards of the partition now. */

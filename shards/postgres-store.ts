@@ -4,7 +4,7 @@ import type { Head } from "./map.js";
 import { shardTransitions, type ShardState } from "./states.js";
 import type { Lock, ShardStore, Vote, VoteStore } from "./store.js";
 
-const columns = "shard, partition, owner, epoch, state, position, tenure, closing, confirmed, since, kind, reason, stopped, revision";
+const columns = "shard, partition, owner, epoch, state, position, published, tenure, closing, confirmed, since, kind, reason, stopped, revision";
 
 interface Row {
   readonly shard: number;
@@ -13,6 +13,7 @@ interface Row {
   readonly epoch: number;
   readonly state: ShardState;
   readonly position: number;
+  readonly published: number;
   readonly tenure: number;
   readonly closing: number;
   readonly confirmed: boolean;
@@ -38,6 +39,7 @@ function headOf(row: Row): Head {
     partition: partition(row.partition),
     epoch: epoch(row.epoch),
     position: position(row.position),
+    published: position(row.published),
     tenure: epoch(row.tenure),
   };
 }

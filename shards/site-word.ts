@@ -53,6 +53,8 @@ export class SiteWord {
   readonly #promises = new Map<SiteName, number>();
   /** Nothing is promised until then, since an operator forces a takeover (monotonic). */
   readonly #denied = new Map<SiteName, number>();
+  /** Largest incarnation heard, by datacenter. */
+  readonly #incarnations = new Map<SiteName, number>();
   #votes = new Map<SiteName, Vote>();
   /** The coordinator's lock is held until here (monotonic). */
   #heldUntil = -Infinity;
@@ -72,8 +74,11 @@ export class SiteWord {
   /** The lock was taken or renewed; `askedAt` is when the statement was sent. */
   async lockHeld(askedAt: number, fresh: boolean): Promise<void> {
     if (fresh || !this.#loaded) {
-      this.#votes = await this.#o.votes.load();
+      // Silent until the votes are read: should that fail, the next renewal tries again.
+      this.#loaded = false;
+      this.#heldUntil = -Infinity;
       this.#promises.clear();
+      this.#votes = await this.#o.votes.load();
       this.#loaded = true;
       this.#speaksFrom = this.#o.clock.monotonic() + this.silenceMs;
     }
@@ -97,6 +102,15 @@ export class SiteWord {
   heartbeat(heartbeat: Heartbeat): SiteAnswer | undefined {
     if (!this.speaks || heartbeat.set !== this.#o.setNumber()) return undefined;
     if (this.#o.clock.monotonic() < (this.#denied.get(heartbeat.dc) ?? -Infinity)) return undefined;
+    // Of two databases that both believe to be a datacenter's, only the newer one's nodes are promised anything (rule i).
+    const newest = this.#incarnations.get(heartbeat.dc) ?? 0;
+    if (heartbeat.incarnation < newest) return undefined;
+    this.#incarnations.set(heartbeat.dc, heartbeat.incarnation);
+    if ((heartbeat.acks[this.#o.site]?.[0] ?? 0) > this.#o.incarnation()) {
+      // Somebody has met a newer database of this very site: this process speaks for an older one.
+      this.lockLost();
+      return undefined;
+    }
     const answer = { site: this.#o.site, incarnation: this.#o.incarnation(), beat: heartbeat.beat };
     if (heartbeat.dc !== this.#o.site) {
       const vote = this.#votes.get(heartbeat.dc) ?? nobody;

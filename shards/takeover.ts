@@ -148,7 +148,7 @@ export class TakeoverWatch implements Service {
         reason: order.reason,
         by: order.by,
         sameTenure: false,
-        closing: 0,
+        closing: now.closing,
         phasesMs: { votes: Math.round(times.voted - times.began), seal: Math.round(time.monotonic() - times.voted) },
       },
       times.deadline,
@@ -164,31 +164,25 @@ export class TakeoverWatch implements Service {
     const needed = votesNeeded(set);
     const votes = new Set<SiteName>();
     const bytes = pack(request);
-    return new Promise((resolve) => {
-      let open = 0;
+    const others = set.sites.map((site) => site.name).filter((name) => name !== target && name !== this.#o.site);
+    // The own site votes last, and only if that makes a majority: a vote has to be acknowledged by its target, also a useless one.
+    const enough = await new Promise<boolean>((resolve) => {
+      let open = others.length;
       const count = (): void => {
-        if (votes.size >= needed) resolve(true);
+        if (votes.size >= needed - 1) resolve(true);
         else if (open === 0) resolve(false);
       };
-      for (const { name } of set.sites) {
-        if (name === target) continue;
-        open++;
-        const ask = async (): Promise<void> => {
-          if (name === this.#o.site) {
-            if ((await castVote(this.#o.word, request, this.#o.time)) !== undefined) votes.add(name);
-            return;
-          }
-          const answer = unpack(await this.#o.messenger.request(voteSubject(this.#o.group, name), bytes, forced ? forcedVoteTimeoutMs : voteTimeoutMs)) as { site: SiteName };
-          votes.add(answer.site);
-        };
-        ask()
+      count();
+      for (const name of others)
+        this.#o.messenger
+          .request(voteSubject(this.#o.group, name), bytes, forced ? forcedVoteTimeoutMs : voteTimeoutMs)
+          .then((data) => votes.add((unpack(data) as { site: SiteName }).site))
           .catch((error: unknown) => this.#log.debug("no vote", { of: name, error: asError(error) }))
           .finally(() => {
             open--;
             count();
           });
-      }
-      if (open === 0) resolve(false);
     });
+    return enough && (await castVote(this.#o.word, request, this.#o.time)) !== undefined;
   }
 }

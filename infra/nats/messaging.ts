@@ -55,6 +55,8 @@ export interface ConnectOptions {
   readonly waitMs: number;
   readonly log: Logger;
   readonly user?: string;
+  /** Two pings without an answer end a connection; milliseconds between them. */
+  readonly pingMs?: number;
 }
 
 /** One connection to the group's NATS cluster, that comes back by itself. */
@@ -96,7 +98,7 @@ export class NatsLink implements Link {
           maxReconnectAttempts: -1,
           reconnectTimeWait: 100,
           reconnectJitter: 50,
-          pingInterval: 1_000,
+          pingInterval: options.pingMs ?? 1_000,
           maxPingOut: 2,
           timeout: 2_000,
         });
@@ -125,7 +127,7 @@ export class NatsLink implements Link {
   }
 
   publish(subject: string, data: Uint8Array): void {
-    if (!this.#nc.isClosed()) this.#nc.publish(subject, data);
+    if (this.connected) this.#nc.publish(subject, data);
   }
 
   subscribe(subject: string, handler: (message: Message) => void, options: { readonly queue?: string } = {}): () => void {
@@ -156,6 +158,8 @@ export class NatsLink implements Link {
 
   /** A request with headers. @throws NoResponders | NoAnswer */
   async call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply> {
+    // Kept for later it would arrive when nobody waits for it any more.
+    if (!this.connected) throw new NoResponders(subject);
     let hdrs: MsgHdrs | undefined;
     if (headers !== undefined) {
       hdrs = newHeaders();
@@ -171,6 +175,7 @@ export class NatsLink implements Link {
   }
 
   collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
+    if (!this.connected) return Promise.reject(new NoResponders(subject));
     const token = String(++this.#calls);
     return new Promise((resolve, reject) => {
       const messages: Msg[] = [];

@@ -89,9 +89,10 @@ const identityQuery = `SELECT pg_is_in_recovery() AS recovering,
 /** Connections to a datacenter's PostgreSQL: finds the writable one of several hosts, and knows which incarnation it speaks to. */
 export class Database {
   readonly db: Db;
-  readonly pool: pg.Pool;
   readonly #log: Logger;
   readonly #hosts: Host[];
+  readonly #config: pg.PoolConfig;
+  #pool: pg.Pool;
   #host = 0;
   #known: Identity | undefined;
   #listener: ((found: Identity) => void) | undefined;
@@ -101,9 +102,7 @@ export class Database {
     const { hosts, user, password, database, ssl } = parseDatabaseUrl(options.url);
     this.#hosts = hosts;
     const limit = options.statementTimeoutMs ?? 10_000;
-    this.pool = new pg.Pool({
-      host: hosts[0]?.host ?? "127.0.0.1",
-      port: hosts[0]?.port ?? 5432,
+    this.#config = {
       user,
       password,
       database,
@@ -116,19 +115,11 @@ export class Database {
       statement_timeout: limit,
       query_timeout: limit + 500,
       types,
-      verify: (client: pg.PoolClient, done: (error?: Error) => void) => {
-        this.#verify(client).then(
-          () => done(),
-          (error: unknown) => {
-            this.#nextHost();
-            done(asError(error));
-          },
-        );
-      },
-    } as pg.PoolConfig);
-    this.pool.on("error", (error) => this.#log.warn("database connection lost", { error }));
+    };
+    this.#pool = this.#newPool();
+    const current = (): pg.Pool => this.#pool;
     this.db = new Kysely<Tables>({
-      dialect: new PostgresDialect({ pool: this.pool }),
+      dialect: new PostgresDialect({ pool: { connect: () => current().connect(), end: () => current().end() } as unknown as pg.Pool }),
       plugins: [new CamelCasePlugin({ maintainNestedObjectKeys: true })],
     });
   }
@@ -138,9 +129,40 @@ export class Database {
     return this.#known === undefined ? 0 : incarnationOf(this.#known);
   }
 
-  /** From now on statements are meant for this incarnation; connections to another one are refused and reported. */
+  /** Replaced when the database turns out to be another one: keep no reference. */
+  get pool(): pg.Pool {
+    return this.#pool;
+  }
+
+  /**
+   * From now on statements are meant for this incarnation; connections to another one are refused and reported. Those to an
+   * earlier one (a former primary that still runs) are dropped.
+   */
   adopt(identity: Identity): void {
+    const before = this.#known;
     this.#known = identity;
+    if (before === undefined || (before.systemId === identity.systemId && incarnationOf(before) === incarnationOf(identity))) return;
+    const old = this.#pool;
+    this.#pool = this.#newPool();
+    old.end().catch((error: unknown) => this.#log.debug("closing old connections failed", { error: asError(error) }));
+  }
+
+  /** One transaction on a connection of its own that is not compared with the known incarnation: to meet a new one. */
+  async meet<T>(work: (client: Client) => Promise<T>): Promise<T> {
+    const client = new pg.Client({ ...this.#config, ...this.#address() });
+    client.on("error", (error) => this.#log.warn("database connection lost", { error }));
+    try {
+      await client.connect();
+      await client.query("BEGIN");
+      const result = await work(client as unknown as Client);
+      await client.query("COMMIT");
+      return result;
+    } catch (error) {
+      this.#nextHost();
+      throw error;
+    } finally {
+      client.end().catch(() => undefined);
+    }
   }
 
   onIncarnation(listener: (found: Identity) => void): void {
@@ -170,14 +192,8 @@ export class Database {
     }
   }
 
-  async connect(): Promise<Client> {
-    try {
-      return await this.pool.connect();
-    } catch (error) {
-      const code = (error as { code?: string }).code;
-      if (code === "ECONNREFUSED" || code === "ENOTFOUND" || code === "EHOSTUNREACH") this.#nextHost();
-      throw error;
-    }
+  connect(): Promise<Client> {
+    return this.#pool.connect();
   }
 
   /** Brings the tables to this version's, under an advisory lock; several processes may call it at once. */
@@ -207,7 +223,45 @@ export class Database {
   }
 
   async close(): Promise<void> {
-    await this.pool.end();
+    await this.#pool.end();
+  }
+
+  #address(): Host {
+    return this.#hosts[this.#host] ?? { host: "127.0.0.1", port: 5432 };
+  }
+
+  #newPool(): pg.Pool {
+    // A connection that can't be made, for whatever reason and for whomever, is tried at the next host.
+    const rotate = (): void => this.#nextHost();
+    class RotatingClient extends pg.Client {
+      override connect(callback?: unknown): never {
+        const done = callback as ((error?: Error) => void) | undefined;
+        const connect = super.connect.bind(this) as (callback: (error?: Error) => void) => void;
+        connect((error) => {
+          if (error !== undefined && error !== null) rotate();
+          done?.(error);
+        });
+        return undefined as never;
+      }
+    }
+    const pool = new pg.Pool({
+      ...this.#config,
+      ...this.#address(),
+      Client: RotatingClient,
+      verify: (client: pg.PoolClient, done: (error?: Error) => void) => {
+        this.#verify(client).then(
+          () => done(),
+          (error: unknown) => {
+            this.#nextHost();
+            done(asError(error));
+          },
+        );
+      },
+    } as unknown as pg.PoolConfig);
+    pool.on("error", (error) => this.#log.warn("database connection lost", { error }));
+    // Also while it is checked out: without a listener a lost connection would end the process.
+    pool.on("connect", (client) => client.on("error", (error) => this.#log.debug("database connection lost in use", { error })));
+    return pool;
   }
 
   async #verify(client: pg.PoolClient): Promise<void> {
@@ -222,15 +276,11 @@ export class Database {
   #nextHost(): void {
     if (this.#hosts.length < 2) return;
     this.#host = (this.#host + 1) % this.#hosts.length;
-    const next = this.#hosts[this.#host];
-    if (next === undefined) return;
-    const options = (this.pool as unknown as { options: { host: string; port: number } }).options;
-    options.host = next.host;
-    options.port = next.port;
+    Object.assign((this.#pool as unknown as { options: Host }).options, this.#address());
   }
 }
 
-async function readIdentity(client: pg.PoolClient): Promise<Identity> {
+export async function readIdentity(client: pg.PoolClient): Promise<Identity> {
   const { rows } = await client.query<{ recovering: boolean; systemId: string; timeline: number; hasMeta: boolean }>(identityQuery);
   const row = rows[0];
   if (row === undefined) throw new Error("the database did not say who it is");

@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { running, signalTree, waitGone } from "../../infra/local/processes.js";
-import { forgetFolder, watchFolder } from "./reaper.js";
+import { watchFolder } from "./reaper.js";
 
 /** A fresh folder that is emptied of processes and removed when the test's process ends, however it ends. */
 export function freshFolder(name: string): string {
@@ -20,7 +20,6 @@ export async function endFolder(dir: string): Promise<void> {
   await Promise.all(processes.map((process_) => waitGone(process_, 10_000)));
   // Children of a killed server may still write for a moment.
   rmSync(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
-  forgetFolder(dir);
 }
 
 function filesBelow(dir: string): string[] {

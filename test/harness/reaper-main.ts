@@ -3,9 +3,7 @@ import { endFolder } from "./folder.js";
 
 // Signals to the test's terminal are not for the reaper: it ends after the test.
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => undefined);
-const folders = new Set<string>();
-for await (const line of createInterface({ input: process.stdin })) {
-  if (line.startsWith("+")) folders.add(line.slice(1));
-  else folders.delete(line.slice(1));
-}
+// Also those that the test cleaned up itself: what it had under way may have written there again.
+const folders: string[] = [];
+for await (const line of createInterface({ input: process.stdin })) folders.push(line);
 for (const folder of folders) await endFolder(folder);

@@ -76,6 +76,26 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
     on(dc, "PUT", `/v1/clusters/${id}`, { name, spec: { by: name } }, headers);
   const get = (dc: string, id: string, headers?: Record<string, string>): Promise<Answered> =>
     on(dc, "GET", `/v1/clusters/${id}`, undefined, headers);
+  /** Reads the clusters again and again until asked for what they showed: answers with `name` that are not marked stale. */
+  const unmarked = (dc: string, ids: readonly string[], name: string): (() => Promise<string[]>) => {
+    const shown: string[] = [];
+    let reading = true;
+    const reader = (async () => {
+      while (reading) {
+        const answers = await Promise.all(ids.map((id) => get(dc, id).catch(() => undefined)));
+        for (const answer of answers)
+          if (answer?.status === 200 && answer.headers.get("hothot-stale") === null)
+            if ((JSON.parse(answer.text) as Json)["name"] === name)
+              shown.push(`${answer.text} lag ${answer.headers.get("hothot-lag-ms")}`);
+        await pause(5);
+      }
+    })();
+    return async () => {
+      reading = false;
+      await reader;
+      return shown;
+    };
+  };
   const divergentOf = async (dc: string, query = "?limit=1000"): Promise<Divergent[]> =>
     body<{ items: Divergent[] }>(await on(dc, "GET", `/v1/divergent-operations${query}`), 200).items;
   const takenFrom = (dead: string, seenBy: string): Promise<ShardView[]> =>
@@ -172,8 +192,10 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
     });
 
     it("returns by itself, and lists the whole tail", async () => {
+      const shown = unmarked("central", [changed, fresh, both], "divergent");
       await stack.simulate("restart", "central");
       await allServe(stack);
+      assert.deepEqual(await shown(), [], "nothing of the tail is shown as if it were true");
       const items = await divergentOf("central");
       for (const item of items) {
         assert.deepEqual(Object.keys(item).sort(), [...divergentFields].sort());
@@ -321,6 +343,9 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
         await stack.until(async () => (await get(dc, other)).status === 200, 10_000, `${dc} has ${other}`);
 
       await stack.simulate("isolate", "west");
+      const tail = at(idsOf(before, "west", "tail", 1), 0);
+      const written = await put("west", tail, "divergent", { "hothot-timeout-ms": "2500" });
+      body(written, 201);
       const stale = await stack.until(
         async () => {
           const answer = await get("west", mine);
@@ -371,12 +396,23 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       // Still nothing but its old copy, said to be stale.
       assert.equal((await get("west", mine)).headers.get("hothot-stale"), "true");
 
+      body(await put("east", tail, "by east"), 201);
+      assert.equal(body(await get("west", tail), 200)["name"], "divergent", "its own, said to be stale");
+
+      const shown = unmarked("west", [tail], "divergent");
       await stack.simulate("heal", "west");
       await allServe(stack);
+      assert.deepEqual(await shown(), [], "nothing of its tail is shown as if it were true");
+      assert.equal(body(await get("west", tail), 200)["name"], "by east");
+      problem(await get("west", tail, after(written)), "position_lost");
       const healed = await get("west", mine);
       assert.equal(body(healed, 200)["name"], "by central");
       assert.equal(healed.headers.get("hothot-stale"), null);
-      assert.deepEqual(await divergentOf("west"), []);
+      assert.deepEqual(
+        (await divergentOf("west")).map((item) => [item.clusterId, item.status, placeText(item)]),
+        [[tail, "open", placeText(placeOf(written))]],
+        "what was refused is not there",
+      );
       await allEqual(stack, "west");
       assert.equal(body(await get("west", other), 200)["version"], 1, "what was refused had no effect");
       assert.equal(body(await get("west", mine), 200)["version"], 3);

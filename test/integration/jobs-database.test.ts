@@ -49,7 +49,7 @@ async function datacenter() {
   const writer = new Writer({
     database,
     gate: { enter: () => current, mayAcknowledge: () => true },
-    events: { committed: () => {}, published: async () => {} },
+    events: { uncertain: () => undefined, committed: () => {}, published: async () => {} },
     site: "east",
     time: systemTime,
     random: systemRandom,

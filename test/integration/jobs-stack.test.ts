@@ -353,7 +353,9 @@ describe("jobs with the built-in worker", { timeout: 300_000 }, () => {
     const ids = types.map(([type]) => `fails-${type}`);
     await Promise.all(ids.map((id) => make("east", id)));
     await stack.stack.down();
-    await LocalStack.up(stack.dir, { env: { HOTHOT_SIMULATED_FAILURE_PERCENT: "100", HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    await LocalStack.up(stack.dir, {
+      env: { HOTHOT_SIMULATED_FAILURE_PERCENT: "100", HOTHOT_AUTOMATIC_FAILBACK: "false" },
+    });
     await allServe(stack);
     const jobs = await Promise.all(
       types.map(async ([type], n) => body<Job>(await start(at(stack.dcs, n % 3), at(ids, n), type), 202)),

@@ -76,7 +76,8 @@ describe("the local stack", () => {
   });
 
   it("keeps its passwords to itself", () => {
-    for (const file of ["stack.json", "links.json", "east/nats/nats.conf"]) assert.equal(statSync(path.join(dir, file)).mode & 0o077, 0, file);
+    for (const file of ["stack.json", "links.json", "east/nats/nats.conf"])
+      assert.equal(statSync(path.join(dir, file)).mode & 0o077, 0, file);
   });
 
   it("says that it is running when it is started again", async () => {

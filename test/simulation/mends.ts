@@ -12,6 +12,14 @@ import type { ShardMap } from "../../shards/map.js";
 export const mends = {
   "stale-tail":
     "ShardLog keeps a tail that a stale replica gave; publisher and restatement then wait for a newer one that nobody brings",
+  "missed-wake":
+    "a commit in a process that does not publish is told to the one that does by a message that may be lost, or is not sent while the list of nodes is short; nobody looks again",
+  "foreign-move":
+    "Resume settles a moving shard whose move another process of the datacenter drives; that one may call its move off and acknowledge writes, which the settling open then cuts off",
+  "node-gone":
+    "a node's row counts as gone after leaseMs + marginMs, but its lease lasts until dbDeadMs + leaseMs after its last canary: a move does not ask it to hold, and it goes on serving reads",
+  "own-restore":
+    "an owner whose own open cut off its tail never fetches the rows that were undone (it only asks the owner, itself), writes onto the missing rows, and hands them out as copies",
 } as const;
 
 export type Mend = keyof typeof mends;

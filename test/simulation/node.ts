@@ -18,7 +18,7 @@ import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
 import { ShardMap, type Head } from "../../shards/map.js";
 import { Peers } from "../../shards/peers.js";
-import type { SiteSet } from "../../shards/site-set.js";
+import { datacentersOf, type SiteSet } from "../../shards/site-set.js";
 import { Switchover } from "../../shards/switchover.js";
 import { TakeoverWatch } from "../../shards/takeover.js";
 import type { MemoryDatabase } from "./database.js";
@@ -175,6 +175,7 @@ export async function startNode(o: NodeParts) {
       enter: (shard) => {
         const head = map.get(shard);
         const leaseValid = off.has("f-before") || leases.valid;
+        if (!o.plain && restorer.shardWaits(shard)) throw new Problem("shard_moving");
         const where = route({ self: site, head, leaseValid, ownerState: "dead" });
         if (where.kind === "here" && head !== undefined) return head.epoch;
         throw new Problem("not_owner");
@@ -230,7 +231,7 @@ export async function startNode(o: NodeParts) {
     time,
     log,
     map,
-    store,
+    store: o.plain ? store : { ...store, heads: () => plain.claim((shard) => switchover.isMoving(shard)) },
     publisher,
     ownership,
     restateMs: settings.restateMs,
@@ -240,7 +241,7 @@ export async function startNode(o: NodeParts) {
   const switchover: Switchover = new Switchover({
     site,
     node,
-    goneMs,
+    goneMs: o.plain ? goneMs : goneMs + settings.dbDeadMs,
     time,
     log,
     map,
@@ -253,7 +254,7 @@ export async function startNode(o: NodeParts) {
     carry: () => time.sleep(2),
     opened: async () => true,
   });
-  const restorer = new MemoryRestorer({ site, database, process, messenger, map, active: () => replicator.holding, say: o.say });
+  const restorer = new MemoryRestorer({ site, database, process, messenger, map, active: () => replicator.holding, say: o.say, askAll: o.plain ? [] : datacentersOf(siteSet) });
   const takeovers = new TakeoverWatch({
     group,
     site,
@@ -327,6 +328,7 @@ export async function startNode(o: NodeParts) {
     for (const head of await store.heads()) {
       map.adopt(head);
       if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
+      else if (!o.plain && head.owner === site && head.position > (publisher.mark(head.shard) ?? 0)) publisher.wake(head.shard);
     }
   }
 
@@ -419,6 +421,7 @@ export async function startNode(o: NodeParts) {
     held(shard: ShardId, after: boolean): number | undefined {
       const head = map.get(shard);
       if (head?.owner !== site || head.state !== "owned" || !head.confirmed) return undefined;
+      if (!o.plain && restorer.shardWaits(shard)) return undefined;
       const ignored = off.has(after ? "f-after" : "f-before");
       return ignored || leases.valid ? head.epoch : undefined;
     },

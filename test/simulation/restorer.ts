@@ -1,11 +1,19 @@
 import { pack, unpack } from "msgpackr";
 import type { Messenger } from "../../infra/nats/messaging.js";
 import type { ClusterRow } from "../../replication/entities.js";
-import type { ShardId } from "../../shards/ids.js";
+import { comparePlaces, type ShardId } from "../../shards/ids.js";
 import type { ShardMap } from "../../shards/map.js";
 import type { MemoryDatabase } from "./database.js";
 import type { Process } from "./scheduler.js";
 import { putRow } from "./stores.js";
+
+interface CopyRequest {
+  readonly shard: number;
+  readonly ids: readonly string[];
+  /** Where the asker is. */
+  readonly epoch: number;
+  readonly position: number;
+}
 
 interface CopyAnswer {
   readonly epoch: number;
@@ -18,6 +26,7 @@ const tickMs = 200;
 /** Brings back rows that a divergent tail had touched, with the steps of replication/restore.ts, whose SQL can't run here. */
 export class MemoryRestorer {
   #waiting = new Set<number>();
+  #asked = 0;
 
   constructor(
     private readonly o: {
@@ -28,6 +37,8 @@ export class MemoryRestorer {
       readonly map: ShardMap;
       readonly active: () => boolean;
       readonly say: (text: string) => void;
+      /** Datacenters that an owner asks; none: it asks nobody, and gives copies of rows that it waits for itself. */
+      readonly askAll: readonly string[];
     },
   ) {}
 
@@ -36,7 +47,7 @@ export class MemoryRestorer {
     this.o.messenger.subscribe(
       `copy.${this.o.site}`,
       (message) => {
-        void this.#answer(unpack(message.data) as { shard: number; ids: string[] }).then(
+        void this.#answer(unpack(message.data) as CopyRequest).then(
           (answer) => message.respond(pack(answer)),
           () => undefined,
         );
@@ -80,13 +91,19 @@ export class MemoryRestorer {
 
   async #restore(shard: number): Promise<void> {
     const { database, process, map, site, messenger } = this.o;
-    const owner = map.get(shard as ShardId)?.owner;
-    if (owner === undefined || owner === null || owner === site) return;
+    let owner = map.get(shard as ShardId)?.owner;
+    if (owner === site) {
+      const others = this.o.askAll.filter((other) => other !== site);
+      owner = others[this.#asked++ % Math.max(1, others.length)];
+    }
+    if (owner === undefined || owner === null) return;
     const ids = await database.run(process, "restores", (tables) =>
       [...tables.restores.values()].filter((restore) => restore.shard === shard && restore.cut === null).map(({ id }) => id),
     );
     if (ids.length === 0) return;
-    const answer = unpack(await messenger.request(`copy.${owner}`, pack({ shard, ids }), 2_000)) as CopyAnswer;
+    const here = map.get(shard as ShardId);
+    const request: CopyRequest = { shard, ids, epoch: here?.epoch ?? 0, position: here?.position ?? 0 };
+    const answer = unpack(await messenger.request(`copy.${owner}`, pack(request), 2_000)) as CopyAnswer;
     await database.run(process, "restore", (tables) => {
       for (const row of answer.rows) putRow(tables, row);
       this.o.say(
@@ -111,10 +128,13 @@ export class MemoryRestorer {
     });
   }
 
-  #answer(request: { readonly shard: number; readonly ids: readonly string[] }): Promise<CopyAnswer> {
+  #answer(request: CopyRequest): Promise<CopyAnswer> {
     return this.o.database.run(this.o.process, "copy", (tables) => {
       const head = tables.heads.get(request.shard);
-      if (head === undefined || head.state !== "owned") throw new Error("not the owner of the shard");
+      const anybody = this.o.askAll.length > 0;
+      if (head === undefined || (head.state !== "owned" && !anybody)) throw new Error("not the owner of the shard");
+      if (anybody && comparePlaces(head, request) < 0) throw new Error("is behind the asker");
+      if (anybody && request.ids.some((id) => tables.restores.has(id))) throw new Error("waits for these rows itself");
       return { epoch: head.epoch, position: head.position, rows: request.ids.flatMap((id) => tables.rows.get(id) ?? []) };
     });
   }

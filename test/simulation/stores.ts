@@ -126,6 +126,16 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     });
   }
 
+  /** Not in the product: what another process moves is suspended, so that it can't be called off any more. */
+  claim(driven: (shard: ShardId) => boolean): Promise<Head[]> {
+    return this.database.run(this.process, "claim", (tables) => {
+      for (const head of tables.heads.values())
+        if (head.state === "moving" && !driven(head.shard))
+          tables.heads.set(head.shard, { ...head, state: "suspended", revision: head.revision + 1 });
+      return [...tables.heads.values()];
+    });
+  }
+
   load(): Promise<Map<string, Vote>> {
     return this.database.run(this.process, "load votes", (tables) => new Map(tables.votes));
   }

@@ -91,6 +91,7 @@ export class FakeDatacenter implements Datacenter {
           body: this.#job("j7-abc", command.clusterId, command.operation, command.input),
           ...written,
         };
+      case "job.get":
       case "job.cancel":
       case "job.retry":
       case "job.pause":

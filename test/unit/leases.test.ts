@@ -160,6 +160,7 @@ const head = (revision: number, over: Partial<Head> = {}): Head => ({
   epoch: epoch(1),
   state: "owned",
   position: position(0),
+  published: position(0),
   tenure: epoch(1),
   closing: 0,
   confirmed: true,
