@@ -26,7 +26,10 @@ export default tseslint.config(
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
     rules: {
       "@typescript-eslint/no-floating-promises": "error",
-      "@typescript-eslint/no-misused-promises": ["error", { checksVoidReturn: { attributes: false, arguments: false } }],
+      "@typescript-eslint/no-misused-promises": [
+        "error",
+        { checksVoidReturn: { attributes: false, arguments: false } },
+      ],
       "@typescript-eslint/consistent-type-imports": "error",
       "@typescript-eslint/no-explicit-any": "error",
       "@typescript-eslint/no-unused-vars": ["error", { argsIgnorePattern: "^_", varsIgnorePattern: "^_" }],
@@ -48,8 +51,27 @@ export default tseslint.config(
     rules: { "no-restricted-imports": ["error", { paths: [onlyIn("nats"), onlyIn("pg")] }] },
   },
   {
-    files: ["test/**/*.ts", "infra/clock.ts", "infra/random.ts", "infra/local/**/*.ts", "services/cli/**/*.ts", "services/demo/**/*.ts"],
+    files: [
+      "test/**/*.ts",
+      "infra/clock.ts",
+      "infra/random.ts",
+      "infra/local/**/*.ts",
+      "services/cli/**/*.ts",
+      "services/demo/**/*.ts",
+    ],
     rules: { "no-restricted-properties": "off" },
   },
-  { files: ["test/**/*.ts"], rules: { "@typescript-eslint/no-floating-promises": ["error", { allowForKnownSafeCalls: [{ from: "package", name: ["it", "test", "describe", "suite"], package: "node:test" }] }] } },
+  {
+    files: ["test/**/*.ts"],
+    rules: {
+      "@typescript-eslint/no-floating-promises": [
+        "error",
+        {
+          allowForKnownSafeCalls: [
+            { from: "package", name: ["it", "test", "describe", "suite"], package: "node:test" },
+          ],
+        },
+      ],
+    },
+  },
 );

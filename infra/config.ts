@@ -10,21 +10,43 @@ const siteName = z
   .string()
   .regex(/^[a-z][a-z0-9-]{0,31}$/, "must be 1 to 32 of a-z, 0-9 and '-', beginning with a letter");
 const whole = (from: number, to: number) =>
-  z.coerce.number("must be a whole number").int("must be a whole number").min(from, `must be at least ${from}`).max(to, `must be at most ${to}`);
+  z.coerce
+    .number("must be a whole number")
+    .int("must be a whole number")
+    .min(from, `must be at least ${from}`)
+    .max(to, `must be at most ${to}`);
 const list = z.preprocess(
-  (value) => (typeof value === "string" ? value.split(",").map((part) => part.trim()).filter((part) => part !== "") : value),
+  (value) =>
+    typeof value === "string"
+      ? value
+          .split(",")
+          .map((part) => part.trim())
+          .filter((part) => part !== "")
+      : value,
   z.array(z.string()).min(1, "must name at least one"),
 );
-const flag = z.preprocess((value) => (value === "true" ? true : value === "false" ? false : value), z.boolean("must be true or false"));
+const flag = z.preprocess(
+  (value) => (value === "true" ? true : value === "false" ? false : value),
+  z.boolean("must be true or false"),
+);
 
 /** Every setting: its name here, and in the environment as HOTHOT_ and upper case (`leaseMs` is HOTHOT_LEASE_MS). Units are in the names. */
 const schema = z.strictObject({
   group: siteName,
   dc: siteName.optional(),
   witness: siteName.optional(),
-  node: z.string().regex(/^[A-Za-z0-9-]{1,32}$/, "must be 1 to 32 of A-Za-z0-9-").default("n1"),
-  databaseUrl: z.string().regex(/^postgres(ql)?:\/\/\S+$/, "must be like postgres://user:password@host:5432/database").optional(),
-  natsUrls: list.refine((urls) => urls.every((url) => /^(nats|tls):\/\/\S+$/.test(url)), "each must be like nats://user:password@host:4222; the own site's server first"),
+  node: z
+    .string()
+    .regex(/^[A-Za-z0-9-]{1,32}$/, "must be 1 to 32 of A-Za-z0-9-")
+    .default("n1"),
+  databaseUrl: z
+    .string()
+    .regex(/^postgres(ql)?:\/\/\S+$/, "must be like postgres://user:password@host:5432/database")
+    .optional(),
+  natsUrls: list.refine(
+    (urls) => urls.every((url) => /^(nats|tls):\/\/\S+$/.test(url)),
+    "each must be like nats://user:password@host:4222; the own site's server first",
+  ),
   natsHeartbeatUser: z.string().optional(),
   dataDir: z.string().optional(),
   host: z.string().default("127.0.0.1"),
@@ -64,9 +86,17 @@ export type Config = Readonly<Omit<Settings, "dc" | "witness">> & {
 };
 
 /** HOTHOT_ variables that belong to other programs than the server. */
-const others = new Set(["HOTHOT_URL", "HOTHOT_TOKEN", "HOTHOT_NATS_SERVER", "HOTHOT_CONFIG", "HOTHOT_POSTGRES", "HOTHOT_DIR"]);
+const others = new Set([
+  "HOTHOT_URL",
+  "HOTHOT_TOKEN",
+  "HOTHOT_NATS_SERVER",
+  "HOTHOT_CONFIG",
+  "HOTHOT_POSTGRES",
+  "HOTHOT_DIR",
+]);
 
-export const variableOf = (setting: string): string => `HOTHOT_${setting.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase()}`;
+export const variableOf = (setting: string): string =>
+  `HOTHOT_${setting.replace(/[A-Z]/g, (c) => `_${c}`).toUpperCase()}`;
 
 /**
  * Reads the environment, over the file when one is named.
@@ -84,23 +114,38 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   }
   const parsed = schema.safeParse(given);
   for (const issue of parsed.error?.issues ?? []) {
-    if (issue.code === "unrecognized_keys") faults.push(...issue.keys.map((key) => `${key} (in the file): there is no such setting`));
-    else faults.push(`${variableOf(String(issue.path[0]))}: ${given[String(issue.path[0])] === undefined ? "is missing" : issue.message}`);
+    if (issue.code === "unrecognized_keys")
+      faults.push(...issue.keys.map((key) => `${key} (in the file): there is no such setting`));
+    else
+      faults.push(
+        `${variableOf(String(issue.path[0]))}: ${given[String(issue.path[0])] === undefined ? "is missing" : issue.message}`,
+      );
   }
   const dc = given["dc"];
   const witness = given["witness"];
-  if ((dc === undefined) === (witness === undefined)) faults.push("HOTHOT_DC, HOTHOT_WITNESS: exactly one of them must be set");
-  if (dc !== undefined && given["databaseUrl"] === undefined) faults.push("HOTHOT_DATABASE_URL: is missing; a datacenter needs its PostgreSQL");
-  if (witness !== undefined && given["dataDir"] === undefined) faults.push("HOTHOT_DATA_DIR: is missing; a witness keeps its votes there");
+  if ((dc === undefined) === (witness === undefined))
+    faults.push("HOTHOT_DC, HOTHOT_WITNESS: exactly one of them must be set");
+  if (dc !== undefined && given["databaseUrl"] === undefined)
+    faults.push("HOTHOT_DATABASE_URL: is missing; a datacenter needs its PostgreSQL");
+  if (witness !== undefined && given["dataDir"] === undefined)
+    faults.push("HOTHOT_DATA_DIR: is missing; a witness keeps its votes there");
   if (parsed.success) {
     const { leaseMs, marginMs, heartbeatMs, host, noTokens } = parsed.data;
-    if (marginMs + 2 * heartbeatMs >= leaseMs) faults.push("HOTHOT_LEASE_MS: must be more than HOTHOT_MARGIN_MS and two HOTHOT_HEARTBEAT_MS together");
-    if (marginMs < leaseMs * 0.02) faults.push("HOTHOT_MARGIN_MS: must be at least 2 % of HOTHOT_LEASE_MS, for clocks of different rates");
+    if (marginMs + 2 * heartbeatMs >= leaseMs)
+      faults.push("HOTHOT_LEASE_MS: must be more than HOTHOT_MARGIN_MS and two HOTHOT_HEARTBEAT_MS together");
+    if (marginMs < leaseMs * 0.02)
+      faults.push("HOTHOT_MARGIN_MS: must be at least 2 % of HOTHOT_LEASE_MS, for clocks of different rates");
     if (!isLoopback(host) && !noTokens)
-      faults.push("HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_NO_TOKENS=true if something else guards it");
+      faults.push(
+        "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_NO_TOKENS=true if something else guards it",
+      );
   }
   if (!parsed.success || faults.length > 0) {
-    throw new FatalError("bad_configuration", `the configuration has ${faults.length} fault(s):\n${faults.map((f) => `  ${f}`).join("\n")}`, "Mend them; README.md lists the settings.");
+    throw new FatalError(
+      "bad_configuration",
+      `the configuration has ${faults.length} fault(s):\n${faults.map((f) => `  ${f}`).join("\n")}`,
+      "Mend them; README.md lists the settings.",
+    );
   }
   const { dc: name, witness: other, ...rest } = parsed.data;
   return Object.freeze({ ...rest, site: name ?? other ?? "", datacenter: name !== undefined });

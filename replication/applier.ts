@@ -3,7 +3,14 @@ import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { partition as toPartition, type Partition, type ShardId } from "../shards/ids.js";
 import { decodeBatch, type BatchHeader } from "./record.js";
-import { NeedsRecords, Overtaken, type Applied, type Incoming, type ReplicaStore, type Stretch } from "./replica-store.js";
+import {
+  NeedsRecords,
+  Overtaken,
+  type Applied,
+  type Incoming,
+  type ReplicaStore,
+  type Stretch,
+} from "./replica-store.js";
 import type { LogTransport, StoredMessage } from "./shard-log.js";
 
 interface PartitionState {
@@ -187,7 +194,8 @@ export class Applier {
       const state = this.#states[index];
       if (state === undefined) return;
       if (result.status === "rejected") failure = result.reason;
-      else if (result.value.length > 0) stretches.push({ partition: state.partition, from: state.cursor, messages: result.value });
+      else if (result.value.length > 0)
+        stretches.push({ partition: state.partition, from: state.cursor, messages: result.value });
     });
     if (stretches.length > 0) await this.#apply(stretches);
     // One partition that can't be read must not hold up the others.
@@ -209,7 +217,10 @@ export class Applier {
       applied = await this.#store.apply(stretches);
     } catch (error) {
       if (!(error instanceof NeedsRecords)) throw error;
-      this.#log.warn("own records are read back from the log", { partition: error.partition, sequence: error.sequence });
+      this.#log.warn("own records are read back from the log", {
+        partition: error.partition,
+        sequence: error.sequence,
+      });
       const partition = this.#states[error.partition];
       partition?.own.clear();
       if (partition !== undefined) partition.foreign = partition.target;
@@ -248,7 +259,9 @@ export class Applier {
     const expected = state.cursor + 1;
     const first = found[0];
     if (first !== undefined && first.sequence !== expected)
-      throw new Error(`the log of partition ${state.partition} starts at ${first.sequence}, behind the own mark ${state.cursor}: a snapshot is needed`);
+      throw new Error(
+        `the log of partition ${state.partition} starts at ${first.sequence}, behind the own mark ${state.cursor}: a snapshot is needed`,
+      );
     if (first !== undefined) state.behindSince = null;
     else if (state.target > state.cursor) state.behindSince ??= now;
     else {
@@ -264,7 +277,12 @@ export class Applier {
     let failure: unknown;
     for (let n = 0; n < this.#transport.routes; n++) {
       try {
-        return await this.#transport.readFrom(state.partition, state.cursor + 1, { ...limits, timeoutMs: patienceMs }, (firstRoute + n) % this.#transport.routes);
+        return await this.#transport.readFrom(
+          state.partition,
+          state.cursor + 1,
+          { ...limits, timeoutMs: patienceMs },
+          (firstRoute + n) % this.#transport.routes,
+        );
       } catch (error) {
         failure = error;
         if (this.#stop.signal.aborted) break;

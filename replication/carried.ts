@@ -17,28 +17,46 @@ export interface CarriedPart {
 const tasksPerPart = 200;
 
 /** What runs in the shard, in parts that fit one message. There is always one part: it carries the tenure. */
-export async function readProgress(database: Database, shard: ShardId, next: Epoch, tenure: Epoch): Promise<CarriedPart[]> {
-  const { rows: jobs } = await database.pool.query<{ id: string; stage: string | null }>("SELECT id, stage FROM jobs WHERE shard = $1 AND status IN ('running', 'paused')", [shard]);
+export async function readProgress(
+  database: Database,
+  shard: ShardId,
+  next: Epoch,
+  tenure: Epoch,
+): Promise<CarriedPart[]> {
+  const { rows: jobs } = await database.pool.query<{ id: string; stage: string | null }>(
+    "SELECT id, stage FROM jobs WHERE shard = $1 AND status IN ('running', 'paused')",
+    [shard],
+  );
   const stages = Object.fromEntries(jobs.map((job) => [job.id, job.stage]));
-  const { rows } = jobs.length === 0 ? { rows: [] } : await database.pool.query<Record<string, unknown>>("SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY id", [jobs.map((job) => job.id)]);
+  const { rows } =
+    jobs.length === 0
+      ? { rows: [] }
+      : await database.pool.query<Record<string, unknown>>(
+          "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY id",
+          [jobs.map((job) => job.id)],
+        );
   const parts: CarriedPart[] = [];
   for (let at = 0; at === 0 || at < rows.length; at += tasksPerPart)
-    parts.push({ shard, epoch: next, part: parts.length, tenure, tasks: rows.slice(at, at + tasksPerPart), stages: parts.length === 0 ? stages : {} });
+    parts.push({
+      shard,
+      epoch: next,
+      part: parts.length,
+      tenure,
+      tasks: rows.slice(at, at + tasksPerPart),
+      stages: parts.length === 0 ? stages : {},
+    });
   return parts;
 }
 
 /** Stores a part at the target. The first one replaces what an earlier attempt at this move had brought. */
 export async function storeProgress(database: Database, part: CarriedPart): Promise<void> {
   await database.transaction(async (client) => {
-    if (part.part === 0) await client.query("DELETE FROM carried_progress WHERE shard = $1 AND epoch >= $2", [part.shard, part.epoch]);
-    await client.query("INSERT INTO carried_progress (shard, epoch, part, tenure, tasks, stages) VALUES ($1, $2, $3, $4, $5, $6)", [
-      part.shard,
-      part.epoch,
-      part.part,
-      part.tenure,
-      JSON.stringify(part.tasks),
-      JSON.stringify(part.stages),
-    ]);
+    if (part.part === 0)
+      await client.query("DELETE FROM carried_progress WHERE shard = $1 AND epoch >= $2", [part.shard, part.epoch]);
+    await client.query(
+      "INSERT INTO carried_progress (shard, epoch, part, tenure, tasks, stages) VALUES ($1, $2, $3, $4, $5, $6)",
+      [part.shard, part.epoch, part.part, part.tenure, JSON.stringify(part.tasks), JSON.stringify(part.stages)],
+    );
   });
 }
 
@@ -50,13 +68,22 @@ export async function takeCarried(client: Client, shard: ShardId, opened: Epoch)
   );
   const first = rows[0];
   if (first === undefined) return null;
-  await client.query("DELETE FROM tasks USING jobs WHERE tasks.job_id = jobs.id AND jobs.shard = $1 AND jobs.status IN ('queued', 'running', 'paused')", [shard]);
+  await client.query(
+    "DELETE FROM tasks USING jobs WHERE tasks.job_id = jobs.id AND jobs.shard = $1 AND jobs.status IN ('queued', 'running', 'paused')",
+    [shard],
+  );
   for (const row of rows) {
     if (row.tasks.length > 0)
-      await client.query(`INSERT INTO tasks (${shapes.tasks.columns.join(", ")}) SELECT ${shapes.tasks.columns.join(", ")} FROM jsonb_populate_recordset(null::tasks, $1::jsonb) ON CONFLICT (id) DO NOTHING`, [JSON.stringify(row.tasks)]);
+      await client.query(
+        `INSERT INTO tasks (${shapes.tasks.columns.join(", ")}) SELECT ${shapes.tasks.columns.join(", ")} FROM jsonb_populate_recordset(null::tasks, $1::jsonb) ON CONFLICT (id) DO NOTHING`,
+        [JSON.stringify(row.tasks)],
+      );
     const stages = Object.entries(row.stages);
     if (stages.length > 0)
-      await client.query("UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id", [stages.map(([id]) => id), stages.map(([, stage]) => stage)]);
+      await client.query(
+        "UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id",
+        [stages.map(([id]) => id), stages.map(([, stage]) => stage)],
+      );
   }
   return toEpoch(first.tenure);
 }
@@ -65,4 +92,3 @@ export async function takeCarried(client: Client, shard: ShardId, opened: Epoch)
 export async function dropCarried(client: Client, shard: ShardId, opened: Epoch): Promise<void> {
   await client.query("DELETE FROM carried_progress WHERE shard = $1 AND epoch <= $2", [shard, opened]);
 }
-

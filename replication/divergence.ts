@@ -14,14 +14,24 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
     [head.shard, head.epoch, last],
   );
   if (rows.length !== head.position - last)
-    throw new Error(`the outbox of shard ${head.shard} holds ${rows.length} of ${head.position - last} divergent operations`);
-  const touched = { clusters: new Map<string, { tenant: string; id: string }>(), workers: new Map<string, { tenant: string; id: string }>() };
+    throw new Error(
+      `the outbox of shard ${head.shard} holds ${rows.length} of ${head.position - last} divergent operations`,
+    );
+  const touched = {
+    clusters: new Map<string, { tenant: string; id: string }>(),
+    workers: new Map<string, { tenant: string; id: string }>(),
+  };
   const aside: Record<string, unknown>[] = [];
   for (const row of rows) {
     const record = decodeRecord(row.record);
     const subject = subjectOf(record);
-    if (record.cluster !== undefined) touched.clusters.set(`${record.cluster.tenant}/${record.cluster.id}`, record.cluster);
-    if (record.job !== undefined) touched.clusters.set(`${record.job.tenant}/${record.job.clusterId}`, { tenant: record.job.tenant, id: record.job.clusterId });
+    if (record.cluster !== undefined)
+      touched.clusters.set(`${record.cluster.tenant}/${record.cluster.id}`, record.cluster);
+    if (record.job !== undefined)
+      touched.clusters.set(`${record.job.tenant}/${record.job.clusterId}`, {
+        tenant: record.job.tenant,
+        id: record.job.clusterId,
+      });
     if (record.worker !== undefined) touched.workers.set(`${record.worker.tenant}/${record.worker.id}`, record.worker);
     aside.push({
       id: `${site}-${head.shard}-${row.epoch}-${row.position}`,
@@ -46,10 +56,18 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
      FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position) DO NOTHING`,
     [JSON.stringify(aside)],
   );
-  await client.query("DELETE FROM idempotency_keys WHERE shard = $1 AND changed_epoch = $2 AND changed_position > $3", [head.shard, head.epoch, last]);
+  await client.query("DELETE FROM idempotency_keys WHERE shard = $1 AND changed_epoch = $2 AND changed_position > $3", [
+    head.shard,
+    head.epoch,
+    last,
+  ]);
   await remove(client, head.shard, "cluster", [...touched.clusters.values()]);
   await remove(client, head.shard, "worker", [...touched.workers.values()]);
-  await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [head.shard, head.epoch, last]);
+  await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [
+    head.shard,
+    head.epoch,
+    last,
+  ]);
   return rows.length;
 }
 
@@ -70,15 +88,32 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
     );
 }
 
-async function remove(client: Client, shard: ShardId, kind: string, rows: readonly { readonly tenant: string; readonly id: string }[]): Promise<void> {
+async function remove(
+  client: Client,
+  shard: ShardId,
+  kind: string,
+  rows: readonly { readonly tenant: string; readonly id: string }[],
+): Promise<void> {
   if (rows.length === 0) return;
   const keys = [rows.map((row) => row.tenant), rows.map((row) => row.id)];
   if (kind === "cluster") {
-    await client.query("DELETE FROM tasks USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE tasks.tenant = k.tenant AND tasks.cluster_id = k.id", keys);
-    await client.query("DELETE FROM jobs USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE jobs.tenant = k.tenant AND jobs.cluster_id = k.id", keys);
-    await client.query("DELETE FROM clusters USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE clusters.tenant = k.tenant AND clusters.id = k.id", keys);
+    await client.query(
+      "DELETE FROM tasks USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE tasks.tenant = k.tenant AND tasks.cluster_id = k.id",
+      keys,
+    );
+    await client.query(
+      "DELETE FROM jobs USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE jobs.tenant = k.tenant AND jobs.cluster_id = k.id",
+      keys,
+    );
+    await client.query(
+      "DELETE FROM clusters USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE clusters.tenant = k.tenant AND clusters.id = k.id",
+      keys,
+    );
   } else {
-    await client.query("DELETE FROM workers USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE workers.tenant = k.tenant AND workers.id = k.id", keys);
+    await client.query(
+      "DELETE FROM workers USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE workers.tenant = k.tenant AND workers.id = k.id",
+      keys,
+    );
   }
   await client.query(
     `INSERT INTO restores (shard, tenant, cluster_id, kind) SELECT $3, k.tenant, k.id, $4 FROM unnest($1::text[], $2::text[]) AS k(tenant, id)
@@ -97,5 +132,10 @@ function subjectOf(record: LogRecord): { tenant: string; id: string } {
 /** What an operator is shown, and what a replay writes again. */
 function valueOf(record: LogRecord): unknown {
   const { cluster, job, worker, audit } = record;
-  return { ...(cluster === undefined ? {} : { cluster }), ...(job === undefined ? {} : { job }), ...(worker === undefined ? {} : { worker }), ...(audit === undefined ? {} : { audit }) };
+  return {
+    ...(cluster === undefined ? {} : { cluster }),
+    ...(job === undefined ? {} : { job }),
+    ...(worker === undefined ? {} : { worker }),
+    ...(audit === undefined ? {} : { audit }),
+  };
 }

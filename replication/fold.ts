@@ -41,7 +41,8 @@ export function fold(self: SiteName, head: FoldHead, header: BatchHeader, open: 
 /** Records and statements belong to the epoch that is open. */
 function foldInEpoch(self: SiteName, head: FoldHead, header: BatchHeader): FoldStep {
   if (header.epoch < head.epoch) return stop(`a message of epoch ${header.epoch} after epoch ${head.epoch} was opened`);
-  if (header.epoch > head.epoch) return stop(`a message of epoch ${header.epoch}, whose open was not seen; here is epoch ${head.epoch}`);
+  if (header.epoch > head.epoch)
+    return stop(`a message of epoch ${header.epoch}, whose open was not seen; here is epoch ${head.epoch}`);
   if (header.owner !== head.owner) return stop(`a message of ${header.owner} in an epoch of ${String(head.owner)}`);
   const last = lastOf(header);
   if (header.kind === "statement") {
@@ -49,7 +50,10 @@ function foldInEpoch(self: SiteName, head: FoldHead, header: BatchHeader): FoldS
     return { kind: "none" };
   }
   const published = position(Math.max(head.published, last));
-  if (last <= head.position) return self === head.owner && published > head.published ? { kind: "mark", head: { ...head, published } } : { kind: "none" };
+  if (last <= head.position)
+    return self === head.owner && published > head.published
+      ? { kind: "mark", head: { ...head, published } }
+      : { kind: "none" };
   if (header.first > head.position + 1) return stop(`a gap: records from ${header.first}, here is ${head.position}`);
   return { kind: "apply", skip: head.position + 1 - header.first, head: { ...head, position: last, published: last } };
 }
@@ -62,9 +66,15 @@ function foldOpen(self: SiteName, head: FoldHead, header: BatchHeader, open: Ope
   if (last > head.position) return stop(`an open that ends its epoch at ${last}, here is ${head.position}`);
   const mine = header.owner === self;
   const wasMine = head.owner === self;
-  if (last < head.position && !wasMine) return stop(`an open that ends its epoch at ${last}, this replica is at ${head.position}`);
+  if (last < head.position && !wasMine)
+    return stop(`an open that ends its epoch at ${last}, this replica is at ${head.position}`);
   const judged = mine
-    ? judgeOwnOpen({ epoch: header.epoch, fencedThrough: head.fencedThrough, closing: head.closing, knownClosing: open.closing })
+    ? judgeOwnOpen({
+        epoch: header.epoch,
+        fencedThrough: head.fencedThrough,
+        closing: head.closing,
+        knownClosing: open.closing,
+      })
     : { event: "open_other" as const, closing: head.closing };
   const row = transition(head.state, judged.event);
   if (row === undefined) return stop(`no transition from ${head.state} by ${judged.event}`);

@@ -110,6 +110,11 @@ export async function storePositions(client: Queryable, heads: readonly FullHead
     name: "store_positions",
     text: `UPDATE shard_head h SET position = greatest(h.position, v.position), published = greatest(h.published, v.published)
       FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::bigint[]) AS v(shard, epoch, position, published) WHERE h.shard = v.shard AND h.epoch = v.epoch`,
-    values: [heads.map((h) => h.shard), heads.map((h) => h.epoch), heads.map((h) => h.position), heads.map((h) => h.published)],
+    values: [
+      heads.map((h) => h.shard),
+      heads.map((h) => h.epoch),
+      heads.map((h) => h.position),
+      heads.map((h) => h.published),
+    ],
   });
 }

@@ -12,6 +12,10 @@ export class PostgresOutbox implements Outbox {
       text: "SELECT position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position LIMIT $4",
       values: [shard, epoch, after, limit],
     });
-    return rows.map((row) => ({ position: toPosition(row.position), record: row.record, committedAt: Date.parse(row.committed_at) }));
+    return rows.map((row) => ({
+      position: toPosition(row.position),
+      record: row.record,
+      committedAt: Date.parse(row.committed_at),
+    }));
   }
 }

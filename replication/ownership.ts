@@ -15,7 +15,14 @@ export class LogOwnership implements OwnershipLog {
   readonly #logger: Logger;
   readonly #opened: (shard: ShardId, sequence: number) => void;
 
-  constructor(options: { log: ShardLog; generation: number; time: Time; random: Random; logger: Logger; opened: (shard: ShardId, sequence: number) => void }) {
+  constructor(options: {
+    log: ShardLog;
+    generation: number;
+    time: Time;
+    random: Random;
+    logger: Logger;
+    opened: (shard: ShardId, sequence: number) => void;
+  }) {
     this.#log = options.log;
     this.#generation = options.generation;
     this.#time = options.time;
@@ -59,7 +66,13 @@ export class LogOwnership implements OwnershipLog {
         const result = await this.#log.append(tail.sequence, { header: open, records: [], open: body }, deadline);
         if (result.kind === "unknown") return { kind: "unknown" };
         if (result.kind === "stored") {
-          this.#logger.info("opened in the log", { shard, epoch: open.epoch, owner: open.owner, position: last, sequence: result.sequence });
+          this.#logger.info("opened in the log", {
+            shard,
+            epoch: open.epoch,
+            owner: open.owner,
+            position: last,
+            sequence: result.sequence,
+          });
           this.#opened(shard, result.sequence);
           return { kind: "opened" };
         }
@@ -72,14 +85,18 @@ export class LogOwnership implements OwnershipLog {
    * Repeats in the log that the epoch goes on (a statement): succeeds only while its tail is of this epoch and owner.
    * @returns whether it does; null: not known by the deadline
    */
-  restate(request: { shard: ShardId; epoch: BatchHeader["epoch"]; owner: string; epochEnds: readonly EpochEnd[] }, deadline: number): Promise<boolean | null> {
+  restate(
+    request: { shard: ShardId; epoch: BatchHeader["epoch"]; owner: string; epochEnds: readonly EpochEnd[] },
+    deadline: number,
+  ): Promise<boolean | null> {
     const { shard } = request;
     return this.#log.exclusive(shard, async () => {
       let tail = await this.#log.tail(shard, deadline, request.epoch);
       for (;;) {
         if (tail === undefined || this.#time.monotonic() >= deadline) return null;
         const { header } = tail;
-        if (header.epoch > request.epoch || (header.epoch === request.epoch && header.owner !== request.owner)) return false;
+        if (header.epoch > request.epoch || (header.epoch === request.epoch && header.owner !== request.owner))
+          return false;
         const statement: BatchHeader = {
           kind: "statement",
           generation: this.#generation,
@@ -91,7 +108,17 @@ export class LogOwnership implements OwnershipLog {
           count: 0,
           committedAt: this.#time.wall(),
         };
-        const body = { from: null, kind: "initial" as const, reason: "restated", by: request.owner, sameTenure: true, closing: 0, phasesMs: {}, drained: 0, epochEnds: request.epochEnds };
+        const body = {
+          from: null,
+          kind: "initial" as const,
+          reason: "restated",
+          by: request.owner,
+          sameTenure: true,
+          closing: 0,
+          phasesMs: {},
+          drained: 0,
+          epochEnds: request.epochEnds,
+        };
         const result = await this.#log.append(tail.sequence, { header: statement, records: [], open: body }, deadline);
         if (result.kind === "unknown") return null;
         if (result.kind === "stored") {
@@ -105,6 +132,9 @@ export class LogOwnership implements OwnershipLog {
 }
 
 export function batchId(random: Random): string {
-  const half = (): string => Math.floor(random.next() * 2 ** 32).toString(16).padStart(8, "0");
+  const half = (): string =>
+    Math.floor(random.next() * 2 ** 32)
+      .toString(16)
+      .padStart(8, "0");
   return half() + half();
 }

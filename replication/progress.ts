@@ -49,7 +49,9 @@ export class Progress {
       known.position = position;
     } else return;
     const waiting = this.#waiters.get(shard);
-    if (waiting !== undefined) for (const waiter of [...waiting]) if (epoch > waiter.epoch || (epoch === waiter.epoch && position >= waiter.position)) waiter.wake();
+    if (waiting !== undefined)
+      for (const waiter of [...waiting])
+        if (epoch > waiter.epoch || (epoch === waiter.epoch && position >= waiter.position)) waiter.wake();
     const behind = this.#behind.get(shard);
     if (behind !== undefined) this.#trim(shard, behind);
   }
@@ -65,7 +67,12 @@ export class Progress {
     for (const shard of shards) {
       const head = this.#peers.head(shard);
       const here = this.place(shard);
-      if (head === undefined || head.epoch < here.epoch || (head.epoch === here.epoch && head.position <= here.position)) continue;
+      if (
+        head === undefined ||
+        head.epoch < here.epoch ||
+        (head.epoch === here.epoch && head.position <= here.position)
+      )
+        continue;
       const behind = this.#behind.get(shard) ?? [];
       const last = behind.at(-1);
       if (last !== undefined && last.epoch === head.epoch && last.position === head.position) continue;
@@ -82,7 +89,10 @@ export class Progress {
     const behind = this.#trim(shard, this.#behind.get(shard) ?? []);
     const oldest = behind[0];
     const positions = head === undefined || head.epoch < here.epoch ? 0 : Math.max(0, head.position - here.position);
-    return { positions, ms: positions === 0 || oldest === undefined ? 0 : Math.max(0, Math.round(this.#time.monotonic() - oldest.at)) };
+    return {
+      positions,
+      ms: positions === 0 || oldest === undefined ? 0 : Math.max(0, Math.round(this.#time.monotonic() - oldest.at)),
+    };
   }
 
   /** Resolves when the copy has reached the place. @throws Problem deadline_exceeded */
@@ -109,7 +119,11 @@ export class Progress {
 
   #trim(shard: ShardId, behind: Sample[]): Sample[] {
     const here = this.place(shard);
-    while (behind[0] !== undefined && (behind[0].epoch < here.epoch || (behind[0].epoch === here.epoch && behind[0].position <= here.position))) behind.shift();
+    while (
+      behind[0] !== undefined &&
+      (behind[0].epoch < here.epoch || (behind[0].epoch === here.epoch && behind[0].position <= here.position))
+    )
+      behind.shift();
     if (behind.length === 0) this.#behind.delete(shard);
     return behind;
   }

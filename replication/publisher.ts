@@ -173,9 +173,13 @@ export class Publisher {
     const state = this.#state(shard);
     if (state.epoch === epoch && state.mark !== null && state.mark >= position) return Promise.resolve();
     if (epoch < state.epoch)
-      return state.end?.epoch === epoch && position <= state.end.last ? Promise.resolve() : Promise.reject(new Problem("outcome_unknown", "the shard moved before the log was seen to have the write"));
+      return state.end?.epoch === epoch && position <= state.end.last
+        ? Promise.resolve()
+        : Promise.reject(new Problem("outcome_unknown", "the shard moved before the log was seen to have the write"));
     return new Promise((resolve, reject) => {
-      const timer = this.#time.after(Math.max(0, deadline - this.#time.monotonic()), () => waiter.reject(new Problem("outcome_unknown", "committed here, but the log did not take it in time")));
+      const timer = this.#time.after(Math.max(0, deadline - this.#time.monotonic()), () =>
+        waiter.reject(new Problem("outcome_unknown", "committed here, but the log did not take it in time")),
+      );
       const done = (): void => {
         timer.cancel();
         state.waiters.delete(waiter);
@@ -200,7 +204,10 @@ export class Publisher {
     for (const waiter of [...state.waiters]) {
       if (waiter.epoch > epoch) continue;
       if (waiter.epoch === epoch && waiter.position <= last) waiter.resolve();
-      else waiter.reject(new Problem("outcome_unknown", "the shard moved before the log had the write; see divergent operations"));
+      else
+        waiter.reject(
+          new Problem("outcome_unknown", "the shard moved before the log had the write; see divergent operations"),
+        );
     }
   }
 
@@ -228,7 +235,8 @@ export class Publisher {
 
   stop(): Promise<void> {
     this.#stop.abort();
-    for (const state of this.#shards.values()) for (const waiter of [...state.waiters]) waiter.reject(new Problem("outcome_unknown", "this process stops"));
+    for (const state of this.#shards.values())
+      for (const waiter of [...state.waiters]) waiter.reject(new Problem("outcome_unknown", "this process stops"));
     return this.#queue.onIdle();
   }
 
@@ -242,12 +250,19 @@ export class Publisher {
       if (tail === undefined) throw new Error("the log's tail can't be read");
       for (;;) {
         // Rule e: only behind a tail of this epoch and owner; else the shard has moved, and the fold says so.
-        if (this.#stop.signal.aborted || state.epoch !== epoch || tail.header.epoch !== epoch || tail.header.owner !== this.#site) return;
+        if (
+          this.#stop.signal.aborted ||
+          state.epoch !== epoch ||
+          tail.header.epoch !== epoch ||
+          tail.header.owner !== this.#site
+        )
+          return;
         this.#advance(state, lastOf(tail.header), shard);
         const rows = await this.#next(shard, state);
         const first = rows[0];
         if (first === undefined || state.epoch !== epoch) return;
-        if (first.position !== lastOf(tail.header) + 1) throw new Error(`record ${first.position} does not follow the log's tail ${lastOf(tail.header)}`);
+        if (first.position !== lastOf(tail.header) + 1)
+          throw new Error(`record ${first.position} does not follow the log's tail ${lastOf(tail.header)}`);
         const header: BatchHeader = {
           kind: "records",
           generation: this.#generation,
@@ -259,7 +274,12 @@ export class Publisher {
           count: rows.length,
           committedAt: first.committedAt,
         };
-        const result = await this.#log.append(tail.sequence, { header, records: rows.map((row) => row.record), open: null }, Infinity, this.#stop.signal);
+        const result = await this.#log.append(
+          tail.sequence,
+          { header, records: rows.map((row) => row.record), open: null },
+          Infinity,
+          this.#stop.signal,
+        );
         if (result.kind === "unknown") return;
         if (result.kind === "stored") {
           tail = { sequence: result.sequence, header };
@@ -279,7 +299,12 @@ export class Publisher {
       const now = this.#time.monotonic();
       let next = mark + 1;
       for (const record of state.memory) {
-        if (record.position !== next || rows.length >= batchRecords || (rows.length > 0 && bytes + record.record.length > batchBytes)) break;
+        if (
+          record.position !== next ||
+          rows.length >= batchRecords ||
+          (rows.length > 0 && bytes + record.record.length > batchBytes)
+        )
+          break;
         rows.push({ position: record.position, record: record.record, committedAt: wall - (now - record.at) });
         bytes += record.record.length;
         next++;
@@ -297,14 +322,21 @@ export class Publisher {
   #advance(state: ShardState, mark: Position, shard: ShardId): void {
     if (state.mark === mark) return;
     // The log decides, also when it has lost its tail: what it does not hold is appended again.
-    if (state.mark !== null && mark < state.mark) this.#logger.warn("publishes from an earlier tail than was known", { shard, epoch: state.epoch, mark: state.mark, tail: mark });
+    if (state.mark !== null && mark < state.mark)
+      this.#logger.warn("publishes from an earlier tail than was known", {
+        shard,
+        epoch: state.epoch,
+        mark: state.mark,
+        tail: mark,
+      });
     state.mark = mark;
     if (state.oldest !== null && state.oldest.position <= mark) {
       const next = state.memory.find((record) => record.position > mark);
       const newest = state.newest !== null && state.newest.position > mark ? state.newest : null;
       state.oldest = next === undefined ? newest : { position: next.position, at: next.at };
     }
-    for (const waiter of [...state.waiters]) if (waiter.epoch === state.epoch && waiter.position <= mark) waiter.resolve();
+    for (const waiter of [...state.waiters])
+      if (waiter.epoch === state.epoch && waiter.position <= mark) waiter.resolve();
   }
 
   #enter(state: ShardState, epoch: Epoch): void {
@@ -319,7 +351,18 @@ export class Publisher {
   #state(shard: ShardId): ShardState {
     let state = this.#shards.get(shard);
     if (state === undefined) {
-      state = { epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch, mark: null, memory: [], memoryBytes: 0, running: false, again: false, end: null, oldest: null, newest: null, waiters: new Set() };
+      state = {
+        epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch,
+        mark: null,
+        memory: [],
+        memoryBytes: 0,
+        running: false,
+        again: false,
+        end: null,
+        oldest: null,
+        newest: null,
+        waiters: new Set(),
+      };
       this.#shards.set(shard, state);
     }
     return state;

@@ -97,8 +97,40 @@ const recordTypes: readonly RecordType[] = [
   "audit",
 ];
 
-const clusterFields = ["tenant", "id", "shard", "status", "name", "spec", "state", "labels", "expiresAt", "version", "createdAt", "updatedAt", "deleted"] as const;
-const jobFields = ["id", "shard", "tenant", "clusterId", "type", "input", "status", "attempt", "epoch", "stages", "checkpoint", "startedIn", "runsIn", "notBefore", "createdAt", "finishedAt", "error"] as const;
+const clusterFields = [
+  "tenant",
+  "id",
+  "shard",
+  "status",
+  "name",
+  "spec",
+  "state",
+  "labels",
+  "expiresAt",
+  "version",
+  "createdAt",
+  "updatedAt",
+  "deleted",
+] as const;
+const jobFields = [
+  "id",
+  "shard",
+  "tenant",
+  "clusterId",
+  "type",
+  "input",
+  "status",
+  "attempt",
+  "epoch",
+  "stages",
+  "checkpoint",
+  "startedIn",
+  "runsIn",
+  "notBefore",
+  "createdAt",
+  "finishedAt",
+  "error",
+] as const;
 const workerFields = ["id", "shard", "tenant", "capacity", "labels", "registeredAt", "deleted"] as const;
 const keyFields = ["tenant", "key", "shard", "fingerprint", "status", "body", "version", "createdAt"] as const;
 /** Times travel as milliseconds. */
@@ -115,7 +147,8 @@ function toList(row: object | undefined, fields: readonly string[]): unknown[] |
 
 function fromList<T>(list: unknown, fields: readonly string[], extra: object = {}): T | undefined {
   if (list === null || list === undefined) return undefined;
-  if (!Array.isArray(list) || list.length < fields.length) throw new UnreadableRecord("a row is shorter than its format");
+  if (!Array.isArray(list) || list.length < fields.length)
+    throw new UnreadableRecord("a row is shorter than its format");
   const row: Record<string, unknown> = { ...extra };
   fields.forEach((field, index) => {
     const value: unknown = list[index];
@@ -197,10 +230,13 @@ export function encodeBatch(batch: Batch): Uint8Array {
 /** @throws UnreadableRecord */
 export function decodeHeader(data: Uint8Array): BatchHeader {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  if (bytes.length < fixedLength + 4 || bytes.readUInt16BE(0) !== magic) throw new UnreadableRecord("not a log message of ours");
+  if (bytes.length < fixedLength + 4 || bytes.readUInt16BE(0) !== magic)
+    throw new UnreadableRecord("not a log message of ours");
   const version = bytes.readUInt8(2);
-  if (version > formatVersion) throw new UnreadableRecord(`format version ${version} is newer than this program's ${formatVersion}`);
-  if (crc32(bytes.subarray(0, -4)) !== bytes.readUInt32BE(bytes.length - 4)) throw new UnreadableRecord("the checksum of a log message differs");
+  if (version > formatVersion)
+    throw new UnreadableRecord(`format version ${version} is newer than this program's ${formatVersion}`);
+  if (crc32(bytes.subarray(0, -4)) !== bytes.readUInt32BE(bytes.length - 4))
+    throw new UnreadableRecord("the checksum of a log message differs");
   const kind = kinds[bytes.readUInt8(3)];
   if (kind === undefined) throw new UnreadableRecord(`message kind ${bytes.readUInt8(3)} is newer than this program`);
   const ownerLength = bytes.readUInt8(48);
@@ -223,7 +259,8 @@ export function decodeBatch(data: Uint8Array): Batch {
   const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
   let at = fixedLength + Buffer.byteLength(header.owner, "utf8");
   const end = bytes.length - 4;
-  if (header.kind !== "records") return { header, records: [], open: packr.unpack(bytes.subarray(at, end)) as OpenBody };
+  if (header.kind !== "records")
+    return { header, records: [], open: packr.unpack(bytes.subarray(at, end)) as OpenBody };
   const records: Uint8Array[] = [];
   while (at < end) {
     const length = at + 4 <= end ? bytes.readUInt32BE(at) : end;

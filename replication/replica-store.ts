@@ -1,7 +1,14 @@
 import type { Client, Database } from "../infra/postgres/database.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import { position as toPosition, type Epoch, type Partition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import {
+  position as toPosition,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+  type SiteName,
+} from "../shards/ids.js";
 import { voidCopies, setAside } from "./divergence.js";
 import { dropCarried, takeCarried } from "./carried.js";
 import { fold } from "./fold.js";
@@ -83,7 +90,9 @@ export class PostgresReplicaStore implements ReplicaStore {
   }
 
   async progress(): Promise<Map<Partition, number>> {
-    const { rows } = await this.database.pool.query<{ partition: number; sequence: number }>("SELECT partition, sequence FROM partition_progress");
+    const { rows } = await this.database.pool.query<{ partition: number; sequence: number }>(
+      "SELECT partition, sequence FROM partition_progress",
+    );
     return new Map(rows.map((row) => [row.partition as Partition, row.sequence]));
   }
 
@@ -96,11 +105,16 @@ export class PostgresReplicaStore implements ReplicaStore {
       name: "advance_progress",
       text: `UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
         WHERE p.partition = v.partition AND p.sequence = v.since`,
-      values: [stretches.map((s) => s.partition), stretches.map((s) => s.from), stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from)],
+      values: [
+        stretches.map((s) => s.partition),
+        stretches.map((s) => s.from),
+        stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from),
+      ],
     });
     if (moved.rowCount !== stretches.length) throw new Overtaken();
     for (const { from, messages } of stretches)
-      if (messages.some((message, index) => message.sequence !== from + 1 + index)) throw new Error("a stretch of the log has a gap");
+      if (messages.some((message, index) => message.sequence !== from + 1 + index))
+        throw new Error("a stretch of the log has a gap");
     const messages = stretches.flatMap((stretch) => stretch.messages);
     const heads = await lockHeads(client, [...new Set(messages.map((m) => m.shard))]);
     const full = new Set<ShardId>();
@@ -117,7 +131,13 @@ export class PostgresReplicaStore implements ReplicaStore {
         heads.set(head.shard, next);
         full.add(head.shard);
         stopped.push(next);
-        this.#log.error("a shard stopped: its log can't be applied", { shard: head.shard, epoch: head.epoch, position: head.position, sequence: message.sequence, why });
+        this.#log.error("a shard stopped: its log can't be applied", {
+          shard: head.shard,
+          epoch: head.epoch,
+          position: head.position,
+          sequence: message.sequence,
+          why,
+        });
       };
       if (message.header === null) {
         stop(message.fault ?? "unreadable");
@@ -138,7 +158,9 @@ export class PostgresReplicaStore implements ReplicaStore {
           if (message.batch === null) throw new NeedsRecords(head.partition, message.sequence);
           try {
             const records = message.batch.records.slice(step.skip).map((bytes) => decodeRecord(bytes));
-            records.forEach((record, index) => rows.add(record, step.head.epoch, toPosition(head.position + 1 + index)));
+            records.forEach((record, index) =>
+              rows.add(record, step.head.epoch, toPosition(head.position + 1 + index)),
+            );
           } catch (error) {
             if (!(error instanceof UnreadableRecord)) throw error;
             stop(error.message);
@@ -184,7 +206,16 @@ export class PostgresReplicaStore implements ReplicaStore {
           heads.set(head.shard, next);
           full.add(head.shard);
           adoptions.push({ head: next, before: head, open, divergent });
-          this.#log.info(step.why, { shard: head.shard, epoch: next.epoch, owner: next.owner, state: next.state, position: next.position, kind: open.kind, reason: open.reason, divergent });
+          this.#log.info(step.why, {
+            shard: head.shard,
+            epoch: next.epoch,
+            owner: next.owner,
+            state: next.state,
+            position: next.position,
+            kind: open.kind,
+            reason: open.reason,
+            divergent,
+          });
         }
       }
     }
@@ -207,11 +238,31 @@ export class PostgresReplicaStore implements ReplicaStore {
   }
 }
 
-async function insertHistory(client: Client, header: BatchHeader, open: OpenBody, from: SiteName | null, last: Position, divergent: number): Promise<void> {
+async function insertHistory(
+  client: Client,
+  header: BatchHeader,
+  open: OpenBody,
+  from: SiteName | null,
+  last: Position,
+  divergent: number,
+): Promise<void> {
   await client.query(
     `INSERT INTO history (shard, epoch, at, from_dc, to_dc, kind, reason, by, phases_ms, drained, divergent, last_position)
      VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (shard, epoch) DO NOTHING`,
-    [header.shard, header.epoch, header.committedAt, from, header.owner, open.kind, open.reason, open.by, JSON.stringify(open.phasesMs), open.drained, divergent, last],
+    [
+      header.shard,
+      header.epoch,
+      header.committedAt,
+      from,
+      header.owner,
+      open.kind,
+      open.reason,
+      open.by,
+      JSON.stringify(open.phasesMs),
+      open.drained,
+      divergent,
+      last,
+    ],
   );
 }
 

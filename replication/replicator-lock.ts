@@ -12,13 +12,25 @@ const termMs = 600;
  */
 export class ReplicatorLock implements Service {
   readonly name = "replicator-lock";
-  readonly #o: { readonly store: ShardStore; readonly holder: string; readonly time: Time; readonly log: Logger; readonly onChange: (holding: boolean) => Promise<void> };
+  readonly #o: {
+    readonly store: ShardStore;
+    readonly holder: string;
+    readonly time: Time;
+    readonly log: Logger;
+    readonly onChange: (holding: boolean) => Promise<void>;
+  };
   readonly #log: Logger;
   readonly #stop = new AbortController();
   #holding = false;
   #loop: Promise<void> = Promise.resolve();
 
-  constructor(options: { store: ShardStore; holder: string; time: Time; log: Logger; onChange: (holding: boolean) => Promise<void> }) {
+  constructor(options: {
+    store: ShardStore;
+    holder: string;
+    time: Time;
+    log: Logger;
+    onChange: (holding: boolean) => Promise<void>;
+  }) {
     this.#o = options;
     this.#log = options.log.with({ component: "replicator-lock" });
   }
@@ -44,7 +56,9 @@ export class ReplicatorLock implements Service {
         if ((lock !== null) !== this.#holding) {
           await this.#o.onChange(lock !== null);
           this.#holding = lock !== null;
-          this.#log.info(this.#holding ? "publishes and applies for the datacenter" : "another process publishes and applies");
+          this.#log.info(
+            this.#holding ? "publishes and applies for the datacenter" : "another process publishes and applies",
+          );
         }
       } catch (error) {
         this.#log.warn("the replicator's lock could not be renewed", { error: asError(error) });

@@ -65,11 +65,15 @@ export class Restorer implements Service {
 
   async start(): Promise<void> {
     await this.refresh();
-    this.#unsubscribe = this.#o.messenger.subscribe(copySubject(this.#o.group, this.#o.site), (message) => {
-      void this.#answer(unpack(message.data) as CopyRequest)
-        .then((answer) => message.respond(pack(answer)))
-        .catch((error: unknown) => this.#log.warn("a copy could not be given", { error: asError(error) }));
-    }, { queue: "copy" });
+    this.#unsubscribe = this.#o.messenger.subscribe(
+      copySubject(this.#o.group, this.#o.site),
+      (message) => {
+        void this.#answer(unpack(message.data) as CopyRequest)
+          .then((answer) => message.respond(pack(answer)))
+          .catch((error: unknown) => this.#log.warn("a copy could not be given", { error: asError(error) }));
+      },
+      { queue: "copy" },
+    );
     this.#loop = this.#run();
   }
 
@@ -97,7 +101,9 @@ export class Restorer implements Service {
 
   /** Reads what waits again; the applier calls it after it set operations aside, before the shard is seen by others. */
   async refresh(): Promise<void> {
-    const { rows } = await this.#o.database.pool.query<{ shard: number; tenant: string; cluster_id: string }>("SELECT shard, tenant, cluster_id FROM restores");
+    const { rows } = await this.#o.database.pool.query<{ shard: number; tenant: string; cluster_id: string }>(
+      "SELECT shard, tenant, cluster_id FROM restores",
+    );
     const waiting = new Map<ShardId, Set<string>>();
     for (const row of rows) {
       const shard = row.shard as ShardId;
@@ -114,7 +120,10 @@ export class Restorer implements Service {
         if (this.#waiting.size > 0) {
           if (this.#o.active()) {
             // A shard whose owner is silent must not hold up the others.
-            for (const shard of [...this.#waiting.keys()]) await this.#restore(shard).catch((error: unknown) => this.#log.warn("restoring rows failed", { shard, error: asError(error) }));
+            for (const shard of [...this.#waiting.keys()])
+              await this.#restore(shard).catch((error: unknown) =>
+                this.#log.warn("restoring rows failed", { shard, error: asError(error) }),
+              );
             await this.#settle();
           }
           await this.refresh();
@@ -129,17 +138,20 @@ export class Restorer implements Service {
   async #restore(shard: ShardId): Promise<void> {
     const owner = this.#o.map.get(shard)?.owner;
     if (owner === undefined || owner === null || owner === this.#o.site) return;
-    for (let limit = atOnce; ; ) {
+    for (let limit = atOnce; ;) {
       const { rows } = await this.#o.database.pool.query<{ tenant: string; cluster_id: string; kind: string }>(
         "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL LIMIT $2",
         [shard, limit],
       );
       if (rows.length === 0 || this.#stop.signal.aborted) return;
-      const keysOf = (kind: string): { tenant: string; id: string }[] => rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.cluster_id }));
+      const keysOf = (kind: string): { tenant: string; id: string }[] =>
+        rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.cluster_id }));
       const request: CopyRequest = { shard, clusters: keysOf("cluster"), workers: keysOf("worker") };
       let answer: CopyAnswer;
       try {
-        answer = unpack(await this.#o.messenger.request(copySubject(this.#o.group, owner), pack(request), timeoutMs)) as CopyAnswer;
+        answer = unpack(
+          await this.#o.messenger.request(copySubject(this.#o.group, owner), pack(request), timeoutMs),
+        ) as CopyAnswer;
       } catch (error) {
         // The answer may be too large for one message: ask for less.
         if (limit === 1) throw error;
@@ -155,12 +167,25 @@ export class Restorer implements Service {
         await client.query(
           `UPDATE restores SET cut_epoch = $4, cut_position = $5 FROM unnest($1::text[], $2::text[], $6::text[]) AS k(tenant, id, kind)
            WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
-          [rows.map((r) => r.tenant), rows.map((r) => r.cluster_id), shard, answer.epoch, answer.position, rows.map((r) => r.kind)],
+          [
+            rows.map((r) => r.tenant),
+            rows.map((r) => r.cluster_id),
+            shard,
+            answer.epoch,
+            answer.position,
+            rows.map((r) => r.kind),
+          ],
         );
         return true;
       });
       if (!counts) return;
-      this.#log.info("rows restored from the owner", { shard, rows: rows.length, owner, epoch: answer.epoch, position: answer.position });
+      this.#log.info("rows restored from the owner", {
+        shard,
+        rows: rows.length,
+        owner,
+        epoch: answer.epoch,
+        position: answer.position,
+      });
     }
   }
 
@@ -175,21 +200,36 @@ export class Restorer implements Service {
   async #answer(request: CopyRequest): Promise<CopyAnswer> {
     return this.#o.database.transaction(async (client) => {
       await client.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
-      const { rows } = await client.query<{ epoch: number; position: number; state: string }>("SELECT epoch, position, state FROM shard_head WHERE shard = $1", [request.shard]);
+      const { rows } = await client.query<{ epoch: number; position: number; state: string }>(
+        "SELECT epoch, position, state FROM shard_head WHERE shard = $1",
+        [request.shard],
+      );
       const head = rows[0];
       if (head === undefined || head.state !== "owned") throw new Error("not the owner of the shard");
       const load = async <T>(sql: string, keys: readonly { tenant: string; id: string }[]): Promise<T[]> => {
         if (keys.length === 0) return [];
-        const found = await client.query<Record<string, unknown>>(sql, [keys.map((k) => k.tenant), keys.map((k) => k.id)]);
+        const found = await client.query<Record<string, unknown>>(sql, [
+          keys.map((k) => k.tenant),
+          keys.map((k) => k.id),
+        ]);
         return found.rows.map((row) => fromColumns<T>(row));
       };
       const from = "FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN";
       return {
         epoch: head.epoch,
         position: head.position,
-        clusters: await load<ClusterRow>(`SELECT t.* ${from} clusters t ON t.tenant = k.tenant AND t.id = k.id`, request.clusters),
-        jobs: await load<JobRow>(`SELECT t.* ${from} jobs t ON t.tenant = k.tenant AND t.cluster_id = k.id`, request.clusters),
-        workers: await load<WorkerRow>(`SELECT t.* ${from} workers t ON t.tenant = k.tenant AND t.id = k.id`, request.workers),
+        clusters: await load<ClusterRow>(
+          `SELECT t.* ${from} clusters t ON t.tenant = k.tenant AND t.id = k.id`,
+          request.clusters,
+        ),
+        jobs: await load<JobRow>(
+          `SELECT t.* ${from} jobs t ON t.tenant = k.tenant AND t.cluster_id = k.id`,
+          request.clusters,
+        ),
+        workers: await load<WorkerRow>(
+          `SELECT t.* ${from} workers t ON t.tenant = k.tenant AND t.id = k.id`,
+          request.workers,
+        ),
       };
     });
   }

@@ -67,7 +67,13 @@ export class Resume implements Service {
           if (this.#busy.has(head.shard) || head.stopped !== null || !this.#due(head)) continue;
           this.#busy.add(head.shard);
           void this.#settle(head)
-            .catch((error: unknown) => this.#log.warn("settling a shard failed", { shard: head.shard, epoch: head.epoch, error: asError(error) }))
+            .catch((error: unknown) =>
+              this.#log.warn("settling a shard failed", {
+                shard: head.shard,
+                epoch: head.epoch,
+                error: asError(error),
+              }),
+            )
             .finally(() => {
               this.#busy.delete(head.shard);
               this.#wake();
@@ -131,7 +137,10 @@ export class Resume implements Service {
 
   async #restate(head: Head, deadline: number): Promise<void> {
     const ends = await this.#o.epochEnds(head.shard);
-    const held = await this.#o.ownership.restate({ shard: head.shard, epoch: head.epoch, owner: this.#o.site, epochEnds: ends }, deadline);
+    const held = await this.#o.ownership.restate(
+      { shard: head.shard, epoch: head.epoch, owner: this.#o.site, epochEnds: ends },
+      deadline,
+    );
     if (held === true) {
       this.#restatedAt.set(head.shard, this.#o.time.monotonic());
       if (!head.confirmed) {

@@ -17,12 +17,47 @@ export const shapes = {
   clusters: {
     table: "clusters",
     key: ["tenant", "id"],
-    columns: ["tenant", "id", "shard", "status", "name", "spec", "state", "labels", "expires_at", "version", "created_at", "updated_at", "deleted", ...placed],
+    columns: [
+      "tenant",
+      "id",
+      "shard",
+      "status",
+      "name",
+      "spec",
+      "state",
+      "labels",
+      "expires_at",
+      "version",
+      "created_at",
+      "updated_at",
+      "deleted",
+      ...placed,
+    ],
   },
   jobs: {
     table: "jobs",
     key: ["id"],
-    columns: ["id", "shard", "tenant", "cluster_id", "type", "input", "status", "attempt", "epoch", "stage", "stages", "checkpoint", "started_in", "runs_in", "not_before", "created_at", "finished_at", "error", ...placed],
+    columns: [
+      "id",
+      "shard",
+      "tenant",
+      "cluster_id",
+      "type",
+      "input",
+      "status",
+      "attempt",
+      "epoch",
+      "stage",
+      "stages",
+      "checkpoint",
+      "started_in",
+      "runs_in",
+      "not_before",
+      "created_at",
+      "finished_at",
+      "error",
+      ...placed,
+    ],
   },
   workers: {
     table: "workers",
@@ -37,7 +72,28 @@ export const shapes = {
   tasks: {
     table: "tasks",
     key: ["id"],
-    columns: ["id", "job_id", "shard", "tenant", "cluster_id", "name", "node", "stage", "stage_index", "attempt", "status", "tries", "worker_id", "lease_until", "not_before", "input", "result", "stdout", "stderr", "finished_at"],
+    columns: [
+      "id",
+      "job_id",
+      "shard",
+      "tenant",
+      "cluster_id",
+      "name",
+      "node",
+      "stage",
+      "stage_index",
+      "attempt",
+      "status",
+      "tries",
+      "worker_id",
+      "lease_until",
+      "not_before",
+      "input",
+      "result",
+      "stdout",
+      "stderr",
+      "finished_at",
+    ],
   },
 } as const satisfies Record<string, TableShape>;
 
@@ -52,7 +108,9 @@ export function upsertStatement(shape: TableShape, parameter = "$1"): string {
   let sql = statements.get(shape);
   if (sql !== undefined) return sql.replace("$1", parameter);
   const columns = shape.columns.join(", ");
-  const update = shape.columns.filter((column) => !shape.key.includes(column)).map((column) => `${column} = excluded.${column}`);
+  const update = shape.columns
+    .filter((column) => !shape.key.includes(column))
+    .map((column) => `${column} = excluded.${column}`);
   const guard = shape.columns.includes("changed_epoch")
     ? ` WHERE (${shape.table}.changed_epoch, ${shape.table}.changed_position) < (excluded.changed_epoch, excluded.changed_position)`
     : "";
@@ -62,7 +120,8 @@ export function upsertStatement(shape: TableShape, parameter = "$1"): string {
 }
 
 /** Rows as the parameter of `upsertStatement`. */
-export const rowsParameter = (shape: TableShape, rows: readonly object[]): string => JSON.stringify(rows.map((row) => toColumns(shape, row)));
+export const rowsParameter = (shape: TableShape, rows: readonly object[]): string =>
+  JSON.stringify(rows.map((row) => toColumns(shape, row)));
 
 function toColumns(shape: TableShape, row: object): Record<string, unknown> {
   const source = row as Record<string, unknown>;
@@ -97,10 +156,13 @@ export class RowSet {
 
   add(record: LogRecord, epoch: Epoch, position: Position): void {
     const place: Placed = { changedEpoch: epoch, changedPosition: position };
-    if (record.cluster !== undefined) put(this.clusters, `${record.cluster.tenant}/${record.cluster.id}`, { ...record.cluster, ...place });
+    if (record.cluster !== undefined)
+      put(this.clusters, `${record.cluster.tenant}/${record.cluster.id}`, { ...record.cluster, ...place });
     if (record.job !== undefined) put(this.jobs, record.job.id, { ...record.job, ...place });
-    if (record.worker !== undefined) put(this.workers, `${record.worker.tenant}/${record.worker.id}`, { ...record.worker, ...place });
-    if (record.key !== undefined) put(this.keys, `${record.key.tenant}/${record.key.shard}/${record.key.key}`, { ...record.key, ...place });
+    if (record.worker !== undefined)
+      put(this.workers, `${record.worker.tenant}/${record.worker.id}`, { ...record.worker, ...place });
+    if (record.key !== undefined)
+      put(this.keys, `${record.key.tenant}/${record.key.shard}/${record.key.key}`, { ...record.key, ...place });
   }
 
   async write(client: Client): Promise<void> {

@@ -21,7 +21,14 @@ export interface StoredMessage {
 /** The streams as the log needs them: LogStreams of infra/nats, or the simulation's memory. Routes are ways to reach them, 0 the nearest. */
 export interface LogTransport {
   readonly routes: number;
-  append(partition: number, shard: number, data: Uint8Array, expected: number, timeoutMs: number, route: number): Promise<TransportAnswer>;
+  append(
+    partition: number,
+    shard: number,
+    data: Uint8Array,
+    expected: number,
+    timeoutMs: number,
+    route: number,
+  ): Promise<TransportAnswer>;
   readOne(partition: number, sequence: number, timeoutMs: number, route: number): Promise<StoredMessage | undefined>;
   readLast(partition: number, shard: number, timeoutMs: number, route: number): Promise<StoredMessage | undefined>;
   readFrom(
@@ -103,7 +110,12 @@ export class ShardLog {
       const known = this.#tails.get(shard);
       if (known !== undefined && known.header.epoch >= since) return known;
       try {
-        const found = await this.#transport.readLast(this.partitionOf(shard), shard, this.#left(deadline, firstTryMs), route % this.#transport.routes);
+        const found = await this.#transport.readLast(
+          this.partitionOf(shard),
+          shard,
+          this.#left(deadline, firstTryMs),
+          route % this.#transport.routes,
+        );
         if (found !== undefined) this.observe(shard, found.sequence, decodeHeader(found.data));
         if ((this.#tails.get(shard)?.header.epoch ?? -1) >= since) continue;
       } catch (error) {
@@ -129,7 +141,14 @@ export class ShardLog {
       const began = this.#time.monotonic();
       let answer: TransportAnswer;
       try {
-        answer = await this.#transport.append(partition, shard, bytes, expected, this.#left(deadline, this.#tryMs()), route % this.#transport.routes);
+        answer = await this.#transport.append(
+          partition,
+          shard,
+          bytes,
+          expected,
+          this.#left(deadline, this.#tryMs()),
+          route % this.#transport.routes,
+        );
       } catch (error) {
         this.#log.error("an append was refused", { shard, epoch: batch.header.epoch, error: asError(error) });
         answer = { kind: "busy" };
@@ -149,10 +168,17 @@ export class ShardLog {
           }
           const tail = await this.#at(shard, answer.lastSequence, deadline, signal);
           if (tail === undefined) return { kind: "unknown" };
-          if (answer.lastSequence < expected) this.#log.error("the log's tail is below what was seen in it", { shard, expected, found: answer.lastSequence });
+          if (answer.lastSequence < expected)
+            this.#log.error("the log's tail is below what was seen in it", {
+              shard,
+              expected,
+              found: answer.lastSequence,
+            });
           if (answer.lastSequence < expected) this.#tails.delete(shard);
           this.observe(shard, tail.sequence, tail.header);
-          return tail.header.batchId === batch.header.batchId ? { kind: "stored", sequence: tail.sequence } : { kind: "refused", tail };
+          return tail.header.batchId === batch.header.batchId
+            ? { kind: "stored", sequence: tail.sequence }
+            : { kind: "refused", tail };
         }
         case "busy":
           await this.#time.sleep(Math.min(50, 2 + tries * 2), signal);
@@ -172,7 +198,12 @@ export class ShardLog {
     let alarmAt = this.#time.monotonic() + alarmMs;
     for (let tries = 0; this.#time.monotonic() < deadline && signal?.aborted !== true; tries++) {
       try {
-        const found = await this.#transport.readOne(this.partitionOf(shard), sequence, this.#left(deadline, firstTryMs), tries % this.#transport.routes);
+        const found = await this.#transport.readOne(
+          this.partitionOf(shard),
+          sequence,
+          this.#left(deadline, firstTryMs),
+          tries % this.#transport.routes,
+        );
         if (found !== undefined) return { sequence: found.sequence, header: decodeHeader(found.data) };
       } catch (error) {
         this.#log.debug("reading a message failed", { shard, sequence, error: asError(error) });

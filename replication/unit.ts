@@ -37,7 +37,13 @@ export class Unit {
   readonly #random: Random;
   readonly #rows = new Layer();
   readonly #heads = new Map<ShardId, LockedHead & { next: Position }>();
-  readonly #records: { readonly shard: ShardId; readonly epoch: Epoch; readonly position: Position; readonly record: LogRecord; readonly bytes: Uint8Array }[] = [];
+  readonly #records: {
+    readonly shard: ShardId;
+    readonly epoch: Epoch;
+    readonly position: Position;
+    readonly record: LogRecord;
+    readonly bytes: Uint8Array;
+  }[] = [];
   readonly #after: (() => void)[] = [];
 
   constructor(options: { client: Client; site: SiteName; now: number; random: Random }) {
@@ -59,19 +65,24 @@ export class Unit {
       return rows.map((row) => fromColumns<T>(row));
     };
     if (clusters.length > 0)
-      for (const row of await query<ClusterRow>("load_clusters", "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id", [
-        clusters.map((c) => c.tenant),
-        clusters.map((c) => c.id),
-      ]))
+      for (const row of await query<ClusterRow>(
+        "load_clusters",
+        "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id",
+        [clusters.map((c) => c.tenant), clusters.map((c) => c.id)],
+      ))
         this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
     if (jobs.length > 0) {
-      for (const row of await query<JobRow>("load_jobs", "SELECT * FROM jobs WHERE id = ANY($1::text[])", [jobs])) this.#rows.jobs.set(row.id, row);
-      const missing = [...this.#rows.jobs.values()].filter((job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)));
+      for (const row of await query<JobRow>("load_jobs", "SELECT * FROM jobs WHERE id = ANY($1::text[])", [jobs]))
+        this.#rows.jobs.set(row.id, row);
+      const missing = [...this.#rows.jobs.values()].filter(
+        (job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)),
+      );
       if (missing.length > 0)
-        for (const row of await query<ClusterRow>("load_clusters", "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id", [
-          missing.map((j) => j.tenant),
-          missing.map((j) => j.clusterId),
-        ]))
+        for (const row of await query<ClusterRow>(
+          "load_clusters",
+          "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id",
+          [missing.map((j) => j.tenant), missing.map((j) => j.clusterId)],
+        ))
           this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
     }
     const wantsActive = operations.filter((o) => o.needs.activeJobs === true);
@@ -92,13 +103,19 @@ export class Unit {
     }
     if (operations.some((o) => o.needs.tasks === true)) {
       const wanted = [...new Set([...jobs, ...[...this.#rows.jobs.keys()]])];
-      for (const row of await query<TaskRow>("load_tasks", "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id", [wanted])) this.#rows.tasks.set(row.id, row);
+      for (const row of await query<TaskRow>(
+        "load_tasks",
+        "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id",
+        [wanted],
+      ))
+        this.#rows.tasks.set(row.id, row);
     }
     if (workers.length > 0)
-      for (const row of await query<WorkerRow>("load_workers", "SELECT w.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN workers w ON w.tenant = k.tenant AND w.id = k.id", [
-        workers.map((w) => w.tenant),
-        workers.map((w) => w.id),
-      ]))
+      for (const row of await query<WorkerRow>(
+        "load_workers",
+        "SELECT w.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN workers w ON w.tenant = k.tenant AND w.id = k.id",
+        [workers.map((w) => w.tenant), workers.map((w) => w.id)],
+      ))
         this.#rows.workers.set(clusterKey(row.tenant, row.id), row);
     if (keys.length > 0)
       for (const row of await query<KeyRow>(
@@ -118,26 +135,46 @@ export class Unit {
       const found = this.#rows.keys.get(keyKey(key.tenant, operation.shard, key.key));
       if (found !== undefined) {
         if (found.fingerprint !== key.fingerprint) return { error: new Problem("idempotency_key_reused") };
-        const outcome: Outcome = { status: found.status, body: found.body, ...(found.version === null ? {} : { version: found.version }) };
-        return { written: { outcome, epoch: found.changedEpoch, position: found.changedPosition, replayed: true, openEpoch: head.epoch } };
+        const outcome: Outcome = {
+          status: found.status,
+          body: found.body,
+          ...(found.version === null ? {} : { version: found.version }),
+        };
+        return {
+          written: {
+            outcome,
+            epoch: found.changedEpoch,
+            position: found.changedPosition,
+            replayed: true,
+            openEpoch: head.epoch,
+          },
+        };
       }
     }
-    const draft = new Draft(operation.shard, head, this.#rows, { site: this.#site, now: this.#now, random: this.#random });
+    const draft = new Draft(operation.shard, head, this.#rows, {
+      site: this.#site,
+      now: this.#now,
+      random: this.#random,
+    });
     try {
       const outcome = operation.decide(draft);
       const records = draft.changes.map((change, index): LogRecord => ({
         ...change,
         at: this.#now,
-        ...(key !== undefined && index === draft.changes.length - 1 ? { key: keyRow(operation, outcome, this.#now) } : {}),
+        ...(key !== undefined && index === draft.changes.length - 1
+          ? { key: keyRow(operation, outcome, this.#now) }
+          : {}),
       }));
       const encoded = records.map((record) => encodeRecord(record));
-      if (encoded.some((bytes) => bytes.length > maxRecordBytes)) throw new Problem("payload_too_large", `a record may have at most ${maxRecordBytes} bytes`);
+      if (encoded.some((bytes) => bytes.length > maxRecordBytes))
+        throw new Problem("payload_too_large", `a record may have at most ${maxRecordBytes} bytes`);
       encoded.forEach((bytes, index) => {
         const record = records[index];
         if (record === undefined) return;
         const at = toPosition(head.next + 1 + index);
         this.#records.push({ shard: operation.shard, epoch: head.epoch, position: at, record, bytes });
-        if (record.key !== undefined) this.#rows.putKey({ ...record.key, changedEpoch: head.epoch, changedPosition: at });
+        if (record.key !== undefined)
+          this.#rows.putKey({ ...record.key, changedEpoch: head.epoch, changedPosition: at });
       });
       head.next = toPosition(head.next + encoded.length);
       this.#rows.take(draft.rows);
@@ -186,9 +223,14 @@ export class Unit {
     }
     if (parts.length > 0) {
       const last = moved.length > 0 ? "SELECT shard, position FROM h" : "SELECT 1";
-      const { rows } = await this.#client.query<{ shard: number; position: number }>({ name: `flush_${name}`, text: `WITH ${parts.join(", ")} ${last}`, values });
+      const { rows } = await this.#client.query<{ shard: number; position: number }>({
+        name: `flush_${name}`,
+        text: `WITH ${parts.join(", ")} ${last}`,
+        values,
+      });
       const numbered = new Map(rows.map((row) => [row.shard, row.position]));
-      if (moved.some(([shard, head]) => numbered.get(shard) !== head.next)) throw new Problem("not_owner", "the shard moved during the write");
+      if (moved.some(([shard, head]) => numbered.get(shard) !== head.next))
+        throw new Problem("not_owner", "the shard moved during the write");
     }
     await this.#rows.writeStages(this.#client);
     return this.#records.map(({ shard, epoch, position, bytes }) => ({ shard, epoch, position, record: bytes }));
@@ -227,7 +269,13 @@ class Layer {
   readonly keys = new Map<string, KeyRow>();
   readonly dropped = new Set<string>();
   readonly stages = new Map<string, string | null>();
-  readonly #changed = { clusters: new Set<string>(), jobs: new Set<string>(), tasks: new Set<string>(), workers: new Set<string>(), keys: new Set<string>() };
+  readonly #changed = {
+    clusters: new Set<string>(),
+    jobs: new Set<string>(),
+    tasks: new Set<string>(),
+    workers: new Set<string>(),
+    keys: new Set<string>(),
+  };
 
   /** Takes a draft's changes over. */
   take(draft: Layer): void {
@@ -252,12 +300,14 @@ class Layer {
   }
 
   async drop(client: Client): Promise<void> {
-    if (this.dropped.size > 0) await client.query("DELETE FROM tasks WHERE job_id = ANY($1::text[])", [[...this.dropped]]);
+    if (this.dropped.size > 0)
+      await client.query("DELETE FROM tasks WHERE job_id = ANY($1::text[])", [[...this.dropped]]);
   }
 
   /** Letter of the statement's part, table, rows; tables without a change are left out. */
   changedRows(): (readonly [string, TableShape, readonly object[]])[] {
-    const changed = <T>(rows: ReadonlyMap<string, T>, keys: ReadonlySet<string>): T[] => [...keys].flatMap((key) => rows.get(key) ?? []);
+    const changed = <T>(rows: ReadonlyMap<string, T>, keys: ReadonlySet<string>): T[] =>
+      [...keys].flatMap((key) => rows.get(key) ?? []);
     const all: (readonly [string, TableShape, readonly object[]])[] = [
       ["c", shapes.clusters, changed(this.clusters, this.#changed.clusters)],
       ["j", shapes.jobs, changed(this.jobs, this.#changed.jobs)],
@@ -271,7 +321,10 @@ class Layer {
   async writeStages(client: Client): Promise<void> {
     const stages = [...this.stages].filter(([jobId]) => !this.#changed.jobs.has(jobId));
     if (stages.length > 0)
-      await client.query("UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id", [stages.map(([id]) => id), stages.map(([, stage]) => stage)]);
+      await client.query(
+        "UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id",
+        [stages.map(([id]) => id), stages.map(([, stage]) => stage)],
+      );
   }
 
   putKey(row: KeyRow): void {
@@ -324,13 +377,17 @@ class Draft implements Work {
 
   activeJob(tenant: string, clusterId: string): JobRow | undefined {
     const seen = new Map([...this.#base.jobs, ...this.rows.jobs]);
-    return [...seen.values()].find((job) => job.tenant === tenant && job.clusterId === clusterId && unfinished.includes(job.status));
+    return [...seen.values()].find(
+      (job) => job.tenant === tenant && job.clusterId === clusterId && unfinished.includes(job.status),
+    );
   }
 
   tasks(jobId: string): readonly TaskRow[] {
     const kept = this.rows.dropped.has(jobId) ? [] : [...this.#base.tasks];
     const seen = new Map([...kept, ...this.rows.tasks]);
-    return [...seen.values()].filter((task) => task.jobId === jobId).sort((a, b) => a.stageIndex - b.stageIndex || a.id.localeCompare(b.id, "en", { numeric: true }));
+    return [...seen.values()]
+      .filter((task) => task.jobId === jobId)
+      .sort((a, b) => a.stageIndex - b.stageIndex || a.id.localeCompare(b.id, "en", { numeric: true }));
   }
 
   worker(tenant: string, id: string): WorkerRow | undefined {
@@ -342,9 +399,11 @@ class Draft implements Work {
     this.changes.push(change);
     const position = toPosition(this.#first + this.changes.length);
     const place: Placed = { changedEpoch: this.epoch, changedPosition: position };
-    if (change.cluster !== undefined) this.rows.clusters.set(clusterKey(change.cluster.tenant, change.cluster.id), { ...change.cluster, ...place });
+    if (change.cluster !== undefined)
+      this.rows.clusters.set(clusterKey(change.cluster.tenant, change.cluster.id), { ...change.cluster, ...place });
     if (change.job !== undefined) this.rows.jobs.set(change.job.id, { ...change.job, ...place });
-    if (change.worker !== undefined) this.rows.workers.set(clusterKey(change.worker.tenant, change.worker.id), { ...change.worker, ...place });
+    if (change.worker !== undefined)
+      this.rows.workers.set(clusterKey(change.worker.tenant, change.worker.id), { ...change.worker, ...place });
     return position;
   }
 

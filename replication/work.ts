@@ -104,7 +104,10 @@ export interface ShardWriter {
    * Decides and commits `operation` in the shard's present epoch, with others that wait.
    * @throws Problem not_owner, no_lease, shard_moving: nothing happened; outcome_unknown: it may have.
    */
-  write(operation: Operation, options: { readonly durability: "local" | "replicated"; readonly deadline: number }): Promise<Written>;
+  write(
+    operation: Operation,
+    options: { readonly durability: "local" | "replicated"; readonly deadline: number },
+  ): Promise<Written>;
 }
 
 export type { ClusterRow, JobRow, KeyRow, TaskRow, WorkerRow };

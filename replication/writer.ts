@@ -3,7 +3,14 @@ import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { isTimeout, type Client, type Database } from "../infra/postgres/database.js";
 import type { Random } from "../infra/random.js";
-import { epoch as toEpoch, position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import {
+  epoch as toEpoch,
+  position as toPosition,
+  type Epoch,
+  type Position,
+  type ShardId,
+  type SiteName,
+} from "../shards/ids.js";
 import { Unit, type LockedHead } from "./unit.js";
 import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
 
@@ -66,7 +73,15 @@ export class Writer implements ShardWriter {
   #transactions = 0;
   #scheduled = false;
 
-  constructor(options: { database: Database; gate: WriteGate; events: WriterEvents; site: SiteName; time: Time; random: Random; log: Logger }) {
+  constructor(options: {
+    database: Database;
+    gate: WriteGate;
+    events: WriterEvents;
+    site: SiteName;
+    time: Time;
+    random: Random;
+    log: Logger;
+  }) {
     this.#database = options.database;
     this.#gate = options.gate;
     this.#events = options.events;
@@ -76,11 +91,15 @@ export class Writer implements ShardWriter {
     this.#log = options.log.with({ component: "writer" });
   }
 
-  async write(operation: Operation, options: { readonly durability: "local" | "replicated"; readonly deadline: number }): Promise<Written> {
+  async write(
+    operation: Operation,
+    options: { readonly durability: "local" | "replicated"; readonly deadline: number },
+  ): Promise<Written> {
     const written = await this.#enqueue(operation, options.deadline, options.durability === "replicated");
     // What was written in an epoch that has ended, and is still here, is in the log.
     const settled = written.replayed && written.epoch < written.openEpoch;
-    if (options.durability === "replicated" && !settled) await this.#events.published(operation.shard, written.epoch, written.position, options.deadline);
+    if (options.durability === "replicated" && !settled)
+      await this.#events.published(operation.shard, written.epoch, written.position, options.deadline);
     return written;
   }
 
@@ -155,15 +174,25 @@ export class Writer implements ShardWriter {
       client = await this.#database.connect();
       const unit = new Unit({ client, site: this.#site, now: this.#time.wall(), random: this.#random });
       const begin = client.query("BEGIN");
-      const heads = await lockHeads(client, [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b));
+      const heads = await lockHeads(
+        client,
+        [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b),
+      );
       await begin;
       const allowed = live.filter((pending) => {
         const head = heads.get(pending.operation.shard);
         if (head !== undefined && head.epoch === pending.epoch && head.state === "owned") return true;
-        pending.reject(head?.state === "moving" ? new Problem("shard_moving") : new Problem("not_owner", "the shard has moved", head?.owner == null ? {} : { owner: head.owner }));
+        pending.reject(
+          head?.state === "moving"
+            ? new Problem("shard_moving")
+            : new Problem("not_owner", "the shard has moved", head?.owner == null ? {} : { owner: head.owner }),
+        );
         return false;
       });
-      await unit.load(heads, allowed.map((p) => p.operation));
+      await unit.load(
+        heads,
+        allowed.map((p) => p.operation),
+      );
       const outcomes = allowed.map((pending) => ({ pending, result: unit.decide(pending.operation) }));
       const records = await unit.flush();
       committing = true;
@@ -184,7 +213,11 @@ export class Writer implements ShardWriter {
     }
   }
 
-  #committed(unit: Unit, records: readonly Omit<Committed, "at">[], outcomes: readonly { pending: Pending; result: { written?: Written; error?: unknown } }[]): void {
+  #committed(
+    unit: Unit,
+    records: readonly Omit<Committed, "at">[],
+    outcomes: readonly { pending: Pending; result: { written?: Written; error?: unknown } }[],
+  ): void {
     const at = this.#time.monotonic();
     if (records.length > 0) this.#events.committed(records.map((record) => ({ ...record, at })));
     for (const { pending, result } of outcomes) {
@@ -211,7 +244,14 @@ export class Writer implements ShardWriter {
 
 /** Locks the shards' heads in order, which serialises the writes of a shard over all nodes of the datacenter. */
 async function lockHeads(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
-  const { rows } = await client.query<{ shard: number; owner: string | null; epoch: number; state: string; position: number; tenure: number }>({
+  const { rows } = await client.query<{
+    shard: number;
+    owner: string | null;
+    epoch: number;
+    state: string;
+    position: number;
+    tenure: number;
+  }>({
     name: "lock_heads",
     text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
     values: [shards],
@@ -219,7 +259,13 @@ async function lockHeads(client: Client, shards: readonly ShardId[]): Promise<Ma
   return new Map(
     rows.map((row) => [
       row.shard as ShardId,
-      { owner: row.owner, epoch: toEpoch(row.epoch), state: row.state, position: toPosition(row.position), tenure: toEpoch(row.tenure) },
+      {
+        owner: row.owner,
+        epoch: toEpoch(row.epoch),
+        state: row.state,
+        position: toPosition(row.position),
+        tenure: toEpoch(row.tenure),
+      },
     ]),
   );
 }

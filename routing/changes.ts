@@ -32,7 +32,8 @@ export class Changes {
 
   /** Resolves at the shard's next change, at the latest after `ms`. @throws Problem overloaded */
   next(shard: ShardId, ms: number): Promise<void> {
-    if (this.#count >= this.bound) return Promise.reject(new Problem("overloaded", "too many requests wait for an owner", { retryAfterSeconds: 1 }));
+    if (this.#count >= this.bound)
+      return Promise.reject(new Problem("overloaded", "too many requests wait for an owner", { retryAfterSeconds: 1 }));
     this.#count++;
     return new Promise((resolve) => {
       const wake = (): void => {

@@ -25,11 +25,18 @@ export function route(facts: RouteFacts): Route {
   if (head === undefined || head.owner === null) return wait("owner_unreachable", "the shard has no owner yet", null);
   if (head.owner === self) {
     if (head.state === "moving") return wait("shard_moving", "the shard is being moved", self);
-    if (!facts.leaseValid) return wait("no_lease", `${self} has no lease: too few sites promise it one, or its database takes no writes`, self);
-    if (head.state !== "owned" || !head.confirmed) return wait("no_lease", `${self} has yet to open the shard in the log again`, self);
+    if (!facts.leaseValid)
+      return wait(
+        "no_lease",
+        `${self} has no lease: too few sites promise it one, or its database takes no writes`,
+        self,
+      );
+    if (head.state !== "owned" || !head.confirmed)
+      return wait("no_lease", `${self} has yet to open the shard in the log again`, self);
     return { kind: "here" };
   }
-  if (facts.ownerState === "dead") return wait("owner_unreachable", `${head.owner} is silent and nobody has taken the shard over yet`, head.owner);
+  if (facts.ownerState === "dead")
+    return wait("owner_unreachable", `${head.owner} is silent and nobody has taken the shard over yet`, head.owner);
   return { kind: "forward", to: head.owner };
 }
 

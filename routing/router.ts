@@ -35,7 +35,17 @@ interface Forwarded<C> {
   readonly timeoutMs: number;
 }
 
-type Answer<R> = { readonly ok: R } | { readonly problem: { readonly code: ProblemCode; readonly detail: string; readonly owner?: string; readonly errors?: readonly FieldError[]; readonly retryAfterSeconds?: number } };
+type Answer<R> =
+  | { readonly ok: R }
+  | {
+      readonly problem: {
+        readonly code: ProblemCode;
+        readonly detail: string;
+        readonly owner?: string;
+        readonly errors?: readonly FieldError[];
+        readonly retryAfterSeconds?: number;
+      };
+    };
 
 export const rpcSubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.rpc`;
 
@@ -79,7 +89,11 @@ export class Router<C, R> implements Service {
 
   async start(): Promise<void> {
     const [nearest] = this.#o.messengers;
-    this.#unsubscribe = nearest?.subscribe(rpcSubject(this.#o.group, this.#o.site), (message) => void this.#serve(message.data, (data) => message.respond(data)), { queue: "rpc" });
+    this.#unsubscribe = nearest?.subscribe(
+      rpcSubject(this.#o.group, this.#o.site),
+      (message) => void this.#serve(message.data, (data) => message.respond(data)),
+      { queue: "rpc" },
+    );
   }
 
   async drain(): Promise<void> {
@@ -98,7 +112,12 @@ export class Router<C, R> implements Service {
     let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
     for (;;) {
       const head = this.#o.map.get(request.shard);
-      const where = route({ self: this.#o.site, head, leaseValid: this.#o.leaseValid(), ownerState: head?.owner == null ? "dead" : this.#o.peers.state(head.owner) });
+      const where = route({
+        self: this.#o.site,
+        head,
+        leaseValid: this.#o.leaseValid(),
+        ownerState: head?.owner == null ? "dead" : this.#o.peers.state(head.owner),
+      });
       if (this.#left(request) <= 0) throw this.#tooLate(held ?? (where.kind === "wait" ? where : undefined));
       if (where.kind === "wait") {
         held = where;
@@ -111,7 +130,11 @@ export class Router<C, R> implements Service {
         return { result: await this.#forward(request, where.to, head?.epoch ?? (0 as Epoch)), route: "forwarded" };
       } catch (error) {
         if (!(error instanceof Problem) || !elsewhere.has(error.code)) throw error;
-        held = { code: error.code === "not_owner" ? "owner_unreachable" : error.code, why: error.message, owner: error.owner ?? head?.owner ?? null };
+        held = {
+          code: error.code === "not_owner" ? "owner_unreachable" : error.code,
+          why: error.message,
+          owner: error.owner ?? head?.owner ?? null,
+        };
         await this.#o.changes.next(request.shard, Math.min(this.#left(request), pauseMs));
       }
     }
@@ -119,17 +142,26 @@ export class Router<C, R> implements Service {
 
   #tooLate(held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined): Problem {
     if (held === undefined) return new Problem("deadline_exceeded");
-    return new Problem(held.code, held.why, { ...(held.owner === null ? {} : { owner: held.owner }), retryAfterSeconds: 1 });
+    return new Problem(held.code, held.why, {
+      ...(held.owner === null ? {} : { owner: held.owner }),
+      retryAfterSeconds: 1,
+    });
   }
 
   async #forward(request: Routed<C>, to: SiteName, epoch: Epoch): Promise<R> {
     const open = this.#forwards.get(to) ?? 0;
-    if (open >= maxForwards) throw new Problem("overloaded", `too many requests wait for ${to}`, { owner: to, retryAfterSeconds: 1 });
+    if (open >= maxForwards)
+      throw new Problem("overloaded", `too many requests wait for ${to}`, { owner: to, retryAfterSeconds: 1 });
     this.#forwards.set(to, open + 1);
     try {
       const left = this.#left(request);
       const timeoutMs = request.repeatable ? Math.min(left, tryMs) : left;
-      const forwarded: Forwarded<C> = { shard: request.shard, command: request.command, context: request.context, timeoutMs };
+      const forwarded: Forwarded<C> = {
+        shard: request.shard,
+        command: request.command,
+        context: request.context,
+        timeoutMs,
+      };
       const answer = await this.#send(request, to, pack(forwarded), timeoutMs, epoch);
       if ("ok" in answer) return answer.ok;
       const { code, detail, ...extras } = answer.problem;
@@ -191,7 +223,11 @@ export class Router<C, R> implements Service {
       if (where.kind !== "here")
         throw where.kind === "wait" && where.owner === this.#o.site
           ? new Problem(where.code, where.why, { owner: this.#o.site })
-          : new Problem("not_owner", `${this.#o.site} does not own shard ${shard}`, head?.owner == null ? {} : { owner: head.owner });
+          : new Problem(
+              "not_owner",
+              `${this.#o.site} does not own shard ${shard}`,
+              head?.owner == null ? {} : { owner: head.owner },
+            );
       answer = {
         ok: await this.#o.executor.execute({
           shard,
@@ -223,4 +259,3 @@ export class Router<C, R> implements Service {
     return request.deadline - this.#o.time.monotonic();
   }
 }
-

@@ -52,11 +52,22 @@ export type Command =
   | { readonly type: "cluster.delete"; readonly id: string; readonly condition: Condition }
   /** An owner read: the lease is checked before and after. */
   | { readonly type: "cluster.get"; readonly id: string }
-  | { readonly type: "job.start"; readonly clusterId: string; readonly operation: string; readonly input: JsonObject; readonly notBefore: string | null }
+  | {
+      readonly type: "job.start";
+      readonly clusterId: string;
+      readonly operation: string;
+      readonly input: JsonObject;
+      readonly notBefore: string | null;
+    }
   | { readonly type: "job.cancel" | "job.retry" | "job.pause" | "job.resume"; readonly jobId: string }
   | { readonly type: "job.get"; readonly jobId: string }
   | { readonly type: "job.tasks"; readonly jobId: string }
-  | { readonly type: "worker.put"; readonly workerId: string; readonly capacity: number; readonly labels: Readonly<Record<string, string>> }
+  | {
+      readonly type: "worker.put";
+      readonly workerId: string;
+      readonly capacity: number;
+      readonly labels: Readonly<Record<string, string>>;
+    }
   | { readonly type: "task.heartbeat"; readonly taskId: string; readonly token: string; readonly workerId: string }
   | {
       readonly type: "task.finish";

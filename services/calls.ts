@@ -16,7 +16,12 @@ export interface Calls {
   /** shard -> [epoch, position] as applied there. */
   positions(question: null): Promise<readonly (readonly [shard: number, epoch: number, position: number])[]>;
   /** An operator's takeover by the datacenter that is asked. @returns the shards that it opened */
-  takeover(order: { readonly target: SiteName; readonly shards: readonly number[]; readonly by: string; readonly forced: boolean }): Promise<readonly number[]>;
+  takeover(order: {
+    readonly target: SiteName;
+    readonly shards: readonly number[];
+    readonly by: string;
+    readonly forced: boolean;
+  }): Promise<readonly number[]>;
   operation(question: { readonly id: string; readonly cancel: boolean }): Promise<unknown>;
 }
 
@@ -30,7 +35,14 @@ export class CallServer implements Service {
   #unsubscribe: (() => void)[] = [];
 
   constructor(
-    private readonly o: { readonly group: string; readonly site: SiteName; readonly messenger: Messenger; readonly calls: Calls; readonly log: Logger; readonly active: () => boolean },
+    private readonly o: {
+      readonly group: string;
+      readonly site: SiteName;
+      readonly messenger: Messenger;
+      readonly calls: Calls;
+      readonly log: Logger;
+      readonly active: () => boolean;
+    },
   ) {}
 
   async start(): Promise<void> {
@@ -65,9 +77,18 @@ export class CallClient {
   ) {}
 
   /** @throws Problem owner_unreachable when nobody is there, outcome_unknown without an answer; or what the other side says */
-  async call<K extends keyof Calls>(dc: SiteName, name: K, argument: Parameters<Calls[K]>[0], timeoutMs: number): Promise<Awaited<ReturnType<Calls[K]>>> {
+  async call<K extends keyof Calls>(
+    dc: SiteName,
+    name: K,
+    argument: Parameters<Calls[K]>[0],
+    timeoutMs: number,
+  ): Promise<Awaited<ReturnType<Calls[K]>>> {
     type Result = Awaited<ReturnType<Calls[K]>>;
-    if (dc === this.site) return (await (this.local()[name] as (argument: unknown) => Promise<unknown>).call(this.local(), argument)) as Result;
+    if (dc === this.site)
+      return (await (this.local()[name] as (argument: unknown) => Promise<unknown>).call(
+        this.local(),
+        argument,
+      )) as Result;
     const data = pack(argument);
     for (const messenger of this.messengers) {
       try {
@@ -76,11 +97,11 @@ export class CallClient {
         return answer.ok as Result;
       } catch (error) {
         if (error instanceof NoResponders) continue;
-        if (error instanceof NoAnswer) throw new Problem("outcome_unknown", `${dc} did not answer in time`, { cause: error });
+        if (error instanceof NoAnswer)
+          throw new Problem("outcome_unknown", `${dc} did not answer in time`, { cause: error });
         throw error;
       }
     }
     throw new Problem("owner_unreachable", `${dc} can't be reached`);
   }
 }
-

@@ -25,7 +25,16 @@ import { Changes } from "../routing/changes.js";
 import { route } from "../routing/route.js";
 import { Router } from "../routing/router.js";
 import { Coordinator } from "../shards/coordinator.js";
-import { epoch as toEpoch, nextEpoch, partitionOf, position as toPosition, type Epoch, type Partition, type Position, type ShardId } from "../shards/ids.js";
+import {
+  epoch as toEpoch,
+  nextEpoch,
+  partitionOf,
+  position as toPosition,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+} from "../shards/ids.js";
 import { meetAgain, meetDatabase } from "../shards/incarnation.js";
 import { LeaderKeeper } from "../shards/leader-keeper.js";
 import { LeaseKeeper } from "../shards/lease-keeper.js";
@@ -70,27 +79,18 @@ interface Inside {
 /**
  * One process of a datacenter, wired by hand: who knows whom is in this file alone. What users see of it is face.ts.
  */
-export async function createDatacenter(config: Config, log: Logger, time: Time = systemTime, random: Random = systemRandom) {
+export async function createDatacenter(
+  config: Config,
+  log: Logger,
+  time: Time = systemTime,
+  random: Random = systemRandom,
+) {
   const { site, node, group } = config;
   const holder = `${node}-${random.token(8)}`;
   const links = await openLinks(config, log);
   const metrics: Metrics = createMetrics();
   const streams = new LogStreams(group, generation, links.routes);
   const siteSets = new SiteSetWatch(streams, time, log);
-  const first = await siteSets.first(siteSetWaitMs).catch(async (error: unknown) => {
-    await links.close();
-    throw error;
-  });
-  if (!first.sites.some((s) => s.name === site && !s.witness)) {
-    await links.close();
-    throw new FatalError(
-      first.removed.includes(site) ? "removed_datacenter" : "unknown_datacenter",
-      first.removed.includes(site) ? `datacenter '${site}' was removed from the group` : `the group has no datacenter '${site}'; it has ${first.sites.map((s) => s.name).join(", ")}`,
-      "Mend HOTHOT_DC, or add the datacenter with `hothot dc add`.",
-    );
-  }
-  const { shards, partitions } = first;
-
   // Databases: user writes have a pool of their own, so that they can't starve the lease.
   const databaseOptions = { url: config.databaseUrl ?? "", log };
   const control = new Database({ ...databaseOptions, connections: 5, name: `hothot ${node} control` });
@@ -98,14 +98,16 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
   await waitForDatabase(control, time, log);
   await control.migrate();
   const stopped = new AbortController();
-  const meet = () =>
-    meetDatabase(control, { group, datacenter: site, generation, shards, partitions }, { node, goneMs: goneMs(config), closing: closingNumber(random), run: random.token(12), wall: time.wall(), log });
-  data.adopt(await meet());
+  const meet = (size: { shards: number; partitions: number } | null) => () =>
+    meetDatabase(
+      control,
+      { group, datacenter: site, generation, size },
+      { node, goneMs: goneMs(config), closing: closingNumber(random), run: random.token(12), wall: time.wall(), log },
+    );
+  const met = await meet(null)();
 
-  // Shards: who owns what.
+  // The site's word: its silence after a restart begins as early as may be, while the log may still elect its leaders.
   const store = new PostgresShardStore(control);
-  const map = new ShardMap(shards);
-  for (const head of await store.heads()) map.adopt(head);
   const peers = new Peers(time, config.heartbeatMs, config.leaseMs);
   const word = new SiteWord({
     site,
@@ -114,9 +116,47 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     marginMs: config.marginMs,
     clock: time,
     votes: store,
-    setNumber: () => siteSets.set.number,
+    setNumber: () => siteSets.known?.number ?? -1,
     incarnation: () => control.incarnation,
   });
+  const coordinator: Coordinator = new Coordinator({
+    group,
+    site,
+    holder,
+    termMs: config.coordinatorTermMs,
+    time,
+    log,
+    messenger: links.heartbeats,
+    word,
+    peers,
+    locks: store,
+    setNumber: () => siteSets.known?.number ?? -1,
+    onNewerSet: () => void siteSets.refresh(),
+  });
+  if (met !== null && config.roles.includes("coordinator")) await coordinator.start();
+
+  const first = await siteSets.first(siteSetWaitMs).catch(async (error: unknown) => {
+    await links.close();
+    throw error;
+  });
+  if (!first.sites.some((s) => s.name === site && !s.witness)) {
+    await links.close();
+    throw new FatalError(
+      first.removed.includes(site) ? "removed_datacenter" : "unknown_datacenter",
+      first.removed.includes(site)
+        ? `datacenter '${site}' was removed from the group`
+        : `the group has no datacenter '${site}'; it has ${first.sites.map((s) => s.name).join(", ")}`,
+      "Mend HOTHOT_DC, or add the datacenter with `hothot dc add`.",
+    );
+  }
+  const { shards, partitions } = first;
+
+  const identity = (await meet({ shards, partitions })()) ?? (await control.identity());
+  data.adopt(identity);
+
+  // Shards: who owns what.
+  const map = new ShardMap(shards);
+  for (const head of await store.heads()) map.adopt(head);
   const changes = new Changes(time);
   const progress = new Progress(time, peers);
   for (const head of map.all()) progress.reached(head.shard, head.epoch, head.position);
@@ -149,21 +189,6 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       lagMs: worstLag().ms,
     }),
   });
-  const coordinator: Coordinator = new Coordinator({
-    group,
-    site,
-    holder,
-    termMs: config.coordinatorTermMs,
-    time,
-    log,
-    messenger: links.heartbeats,
-    word,
-    peers,
-    locks: store,
-    setNumber: () => siteSets.set.number,
-    onNewerSet: () => void siteSets.refresh(),
-  });
-
   // Replication: how state travels.
   const shardLog = new ShardLog({ transport: streams, partitions, time, log });
   const hints = new HintSender(group, links.main);
@@ -197,7 +222,10 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
         const where = route({ self: site, head, leaseValid: leases.valid, ownerState: "dead" });
         if (where.kind === "here" && head !== undefined) {
           if (publisher.unpublishedMs(shard) > config.maxUnpublishedMs)
-            throw new Problem("unpublished_limit", "the log has not taken what this shard has written for too long", { retryAfterSeconds: 1, owner: site });
+            throw new Problem("unpublished_limit", "the log has not taken what this shard has written for too long", {
+              retryAfterSeconds: 1,
+              owner: site,
+            });
           return head.epoch;
         }
         if (where.kind === "wait" && where.owner === site) throw new Problem(where.code, where.why, { owner: site });
@@ -261,7 +289,12 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     publisher,
     ownership,
     restateMs: config.restateMs,
-    epochEnds: async (shard) => (await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [shard])).rows[0]?.ends ?? [],
+    epochEnds: async (shard) =>
+      (
+        await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [
+          shard,
+        ])
+      ).rows[0]?.ends ?? [],
     active: () => replicator.holding && leases.valid,
     moving: (shard) => switchover.isMoving(shard),
   });
@@ -281,13 +314,23 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
         const head = map.get(shard as ShardId);
         return head !== undefined && head.epoch >= at;
       };
-      while (!serves() && time.monotonic() < deadline) await changes.next(shard as ShardId, Math.min(100, deadline - time.monotonic()));
+      while (!serves() && time.monotonic() < deadline)
+        await changes.next(shard as ShardId, Math.min(100, deadline - time.monotonic()));
       return serves();
     },
-    positions: async () => map.all().map((head) => [head.shard, progress.place(head.shard).epoch, progress.place(head.shard).position] as const),
+    positions: async () =>
+      map
+        .all()
+        .map((head) => [head.shard, progress.place(head.shard).epoch, progress.place(head.shard).position] as const),
     takeover: async ({ target, shards: wanted, by, forced }) => {
       const heads = wanted.flatMap((shard) => map.get(shard as ShardId) ?? []).filter((head) => head.owner === target);
-      return [...(await takeovers.takeOver(target, heads, { by, reason: forced ? "forced by an operator" : "asked for by an operator", forced }))];
+      return [
+        ...(await takeovers.takeOver(target, heads, {
+          by,
+          reason: forced ? "forced by an operator" : "asked for by an operator",
+          forced,
+        })),
+      ];
     },
     operation: ({ id, cancel }) => moves.local(id, cancel),
   };
@@ -308,12 +351,30 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     flush: (head, deadline) => publisher.flush(head, deadline),
     carry: async (head, to, timeoutMs) => {
       const deadline = time.monotonic() + timeoutMs;
-      for (const part of await readProgress(data, head.shard, nextEpoch(head.epoch), head.tenure)) await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()));
+      for (const part of await readProgress(data, head.shard, nextEpoch(head.epoch), head.tenure))
+        await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()));
     },
-    opened: (to, shard, at, timeoutMs) => callClient.call(to, "opened", { shard, epoch: at, timeoutMs }, timeoutMs).catch(() => false),
+    opened: (to, shard, at, timeoutMs) =>
+      callClient.call(to, "opened", { shard, epoch: at, timeoutMs }, timeoutMs).catch(() => false),
   });
-  const callServer = new CallServer({ group, site, messenger: links.main, calls, log, active: () => replicator.holding });
-  const restorer = new Restorer({ group, site, database: data, messenger: links.main, map, time, log, active: () => replicator.holding });
+  const callServer = new CallServer({
+    group,
+    site,
+    messenger: links.main,
+    calls,
+    log,
+    active: () => replicator.holding,
+  });
+  const restorer = new Restorer({
+    group,
+    site,
+    database: data,
+    messenger: links.main,
+    map,
+    time,
+    log,
+    active: () => replicator.holding,
+  });
   const takeovers = new TakeoverWatch({
     group,
     site,
@@ -344,7 +405,15 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     leaders: {
       leader: async (partition) => {
         const found = await streams.state(partition, 1_000);
-        return found === undefined ? undefined : { leader: found.leader, replicas: [...(found.leader === undefined ? [] : [found.leader]), ...found.replicas.filter((r) => !r.offline && r.current).map((r) => r.name)] };
+        return found === undefined
+          ? undefined
+          : {
+              leader: found.leader,
+              replicas: [
+                ...(found.leader === undefined ? [] : [found.leader]),
+                ...found.replicas.filter((r) => !r.offline && r.current).map((r) => r.name),
+              ],
+            };
       },
       handOver: (partition, to) => streams.stepDown(partition, to, 2_000),
     },
@@ -357,7 +426,15 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
   const jobContext: JobContext = { catalog: () => catalog.current, events: jobEvents, settings: defaultJobSettings };
   const jobs = new JobOperations(jobContext);
   const tasks = new TaskOperations(jobContext);
-  const dispatcher = new Dispatcher({ source: new PostgresJobSource(data.db), writer, jobs, tasks, events: jobEvents, time, log });
+  const dispatcher = new Dispatcher({
+    source: new PostgresJobSource(data.db),
+    writer,
+    jobs,
+    tasks,
+    events: jobEvents,
+    time,
+    log,
+  });
   jobEvents.on({ restarted: () => metrics.jobsRestarted.inc() });
 
   // Routing: how a request reaches the owner.
@@ -382,18 +459,27 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       jobs,
       tasks,
       leaseValid: () => leases.valid,
-      published: (shard, position, at, deadline) => (map.get(shard)?.epoch === at ? publisher.published(shard, toEpoch(at), toPosition(position), deadline) : Promise.resolve()),
+      published: (shard, position, at, deadline) =>
+        map.get(shard)?.epoch === at
+          ? publisher.published(shard, toEpoch(at), toPosition(position), deadline)
+          : Promise.resolve(),
       onStaleFinish: () => metrics.staleFinishes.inc(),
     }),
   });
 
   // What follows from a change, in this process.
-  const inside = new InsideBus(`hothot.${group}.inside.${site}`, links.main, () => leases.others.length > 0, (message) => {
-    if (message.heads !== undefined) void refreshMap().catch(() => undefined);
-    for (const shard of message.wake ?? []) publisher.wake(shard as ShardId);
-    const marks = message.marks ?? [];
-    for (let i = 0; i + 2 < marks.length; i += 3) publisher.observeMark(marks[i] as ShardId, marks[i + 1] as Epoch, marks[i + 2] as Position);
-  });
+  const inside = new InsideBus(
+    `hothot.${group}.inside.${site}`,
+    links.main,
+    () => leases.others.length > 0,
+    (message) => {
+      if (message.heads !== undefined) void refreshMap().catch(() => undefined);
+      for (const shard of message.wake ?? []) publisher.wake(shard as ShardId);
+      const marks = message.marks ?? [];
+      for (let i = 0; i + 2 < marks.length; i += 3)
+        publisher.observeMark(marks[i] as ShardId, marks[i + 1] as Epoch, marks[i + 2] as Position);
+    },
+  );
   const owned = new Set<ShardId>();
   const judge = (head: Head): void => {
     const serves = head.owner === site && head.state === "owned" && head.confirmed;
@@ -409,7 +495,8 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     }
     judge(head);
     // Without the fold's word on where the old epoch ended, whoever waits for it learns that its outcome is unknown.
-    if (before !== undefined && before.epoch < head.epoch && !replicator.holding) publisher.ended(head.shard, before.epoch, toPosition(0));
+    if (before !== undefined && before.epoch < head.epoch && !replicator.holding)
+      publisher.ended(head.shard, before.epoch, toPosition(0));
     progress.reached(head.shard, head.epoch, head.position);
     changes.changed(head.shard);
     if (head.owner === site) publisher.wake(head.shard);
@@ -417,7 +504,8 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
   leases.onChange(() => changes.changedAll());
 
   function onApplied(applied: Applied, messages: readonly Incoming[]): void {
-    for (const message of messages) if (message.header !== null) shardLog.observe(message.shard, message.sequence, message.header);
+    for (const message of messages)
+      if (message.header !== null) shardLog.observe(message.shard, message.sequence, message.header);
     const diverged = applied.adoptions.some((adoption) => adoption.divergent > 0);
     const adopt = (): void => {
       for (const { head, before } of applied.adoptions) publisher.ended(head.shard, before.epoch, head.position);
@@ -431,10 +519,12 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
     // Rows that were undone must not be served before the restorer knows of them.
     if (diverged) void refreshRestores().then(adopt);
     else adopt();
-    if (applied.adoptions.length + applied.stopped.length > 0) inside.send({ heads: applied.adoptions.map((adoption) => adoption.head.shard) });
+    if (applied.adoptions.length + applied.stopped.length > 0)
+      inside.send({ heads: applied.adoptions.map((adoption) => adoption.head.shard) });
     for (const [shard, at] of applied.committedAt) {
       const head = map.get(shard);
-      if (head?.owner != null && head.owner !== site) metrics.replicationLagSeconds.set({ shard_owner: head.owner }, Math.max(0, time.wall() - at) / 1000);
+      if (head?.owner != null && head.owner !== site)
+        metrics.replicationLagSeconds.set({ shard_owner: head.owner }, Math.max(0, time.wall() - at) / 1000);
     }
   }
 
@@ -471,8 +561,15 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       leases.drop();
       word.lockLost();
       map.reset();
-      log.error("the database's incarnation changed: this datacenter serves nothing until the log opens its shards again");
-      const identity = await meetAgain(meet, () => time.sleep(100), log, () => stopped.signal.aborted);
+      log.error(
+        "the database's incarnation changed: this datacenter serves nothing until the log opens its shards again",
+      );
+      const identity = await meetAgain(
+        meet({ shards, partitions }),
+        () => time.sleep(100),
+        log,
+        () => stopped.signal.aborted,
+      );
       if (identity === undefined) return;
       data.adopt(identity);
       progress.reset();
@@ -505,13 +602,23 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
   }
   function state(): "serving" | "fenced" | "catching_up" {
     if (!leases.valid) return "fenced";
-    return caughtUp() && map.ownedBy(site).every((head) => (head.state === "owned" && head.confirmed) || head.state === "moving") ? "serving" : "catching_up";
+    return caughtUp() &&
+      map.ownedBy(site).every((head) => (head.state === "owned" && head.confirmed) || head.state === "moving")
+      ? "serving"
+      : "catching_up";
   }
   function blockedPartitions(): Partition[] {
     const blocked = new Set<Partition>();
     const initial = applier.active && !applier.caughtUp;
     for (const head of map.all())
-      if (head.owner !== site && (initial || head.stopped !== null || restorer.shardWaits(head.shard) || progress.lag(head.shard).positions > 50_000)) blocked.add(head.partition);
+      if (
+        head.owner !== site &&
+        (initial ||
+          head.stopped !== null ||
+          restorer.shardWaits(head.shard) ||
+          progress.lag(head.shard).positions > 50_000)
+      )
+        blocked.add(head.partition);
     return [...blocked];
   }
   function ownHeads(): number[] {
@@ -538,7 +645,12 @@ export async function createDatacenter(config: Config, log: Logger, time: Time =
       for (const head of map.all()) judge(head);
       void (async () => {
         while (!stopped.signal.aborted) {
-          progress.sample(map.all().filter((head) => head.owner !== site).map((head) => head.shard));
+          progress.sample(
+            map
+              .all()
+              .filter((head) => head.owner !== site)
+              .map((head) => head.shard),
+          );
           await refreshMap().catch((error: unknown) => log.debug("reading heads failed", { error: asError(error) }));
           await time.sleep(mapTickMs, stopped.signal);
         }
@@ -649,7 +761,10 @@ class InsideBus {
 
   constructor(
     private readonly subject: string,
-    private readonly link: { publish(subject: string, data: Uint8Array): void; subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void },
+    private readonly link: {
+      publish(subject: string, data: Uint8Array): void;
+      subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+    },
     private readonly wanted: () => boolean,
     private readonly received: (message: Inside) => void,
   ) {}
@@ -685,7 +800,12 @@ async function waitForDatabase(database: Database, time: Time, log: Logger): Pro
     } catch (error) {
       const code = (error as { code?: string }).code ?? "";
       if (["28P01", "28000", "3D000"].includes(code) || time.monotonic() > deadline)
-        throw new FatalError("database_unreachable", `PostgreSQL can't be used: ${asError(error).message}`, "Start it, or mend HOTHOT_DATABASE_URL (user, password, host, database).", error);
+        throw new FatalError(
+          "database_unreachable",
+          `PostgreSQL can't be used: ${asError(error).message}`,
+          "Start it, or mend HOTHOT_DATABASE_URL (user, password, host, database).",
+          error,
+        );
       log.debug("waits for PostgreSQL", { error: asError(error) });
       await time.sleep(100);
     }

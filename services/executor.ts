@@ -54,8 +54,16 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
 }
 
 /** Twice does no harm, whoever asks. */
-const repeatableTypes = new Set<Command["type"]>(["cluster.get", "job.get", "job.tasks", "task.heartbeat", "task.finish", "worker.put"]);
-export const isRepeatable = (command: Command, key: string | null): boolean => key !== null || repeatableTypes.has(command.type);
+const repeatableTypes = new Set<Command["type"]>([
+  "cluster.get",
+  "job.get",
+  "job.tasks",
+  "task.heartbeat",
+  "task.finish",
+  "worker.put",
+]);
+export const isRepeatable = (command: Command, key: string | null): boolean =>
+  key !== null || repeatableTypes.has(command.type);
 
 export interface ExecutorOptions {
   readonly site: SiteName;
@@ -82,14 +90,18 @@ export class CommandExecutor implements Executor<Command, Reply> {
     if (command.type === "job.get") return this.#getJob(request, context, command.jobId);
     const operation = this.#operation(command, request.shard, context);
     const keyed: Operation =
-      context.key === null ? operation : { ...operation, key: { tenant: context.caller.tenant, key: context.key, fingerprint: fingerprint(command) } };
+      context.key === null
+        ? operation
+        : { ...operation, key: { tenant: context.caller.tenant, key: context.key, fingerprint: fingerprint(command) } };
     try {
       const written = await this.o.writer.write(keyed, { durability: context.durability, deadline: request.deadline });
       return {
         status: written.outcome.status,
         ...(written.outcome.status === 204 ? {} : { body: written.outcome.body }),
         ...(written.outcome.version === undefined ? {} : { version: written.outcome.version }),
-        ...(command.type === "job.tasks" ? {} : { place: { shard: request.shard, epoch: written.epoch, position: written.position } }),
+        ...(command.type === "job.tasks"
+          ? {}
+          : { place: { shard: request.shard, epoch: written.epoch, position: written.position } }),
         owner: this.o.site,
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
@@ -100,7 +112,11 @@ export class CommandExecutor implements Executor<Command, Reply> {
     }
   }
 
-  #operation(command: Exclude<Command, { type: "cluster.get" | "job.get" }>, shard: ShardId, context: CommandContext): Operation {
+  #operation(
+    command: Exclude<Command, { type: "cluster.get" | "job.get" }>,
+    shard: ShardId,
+    context: CommandContext,
+  ): Operation {
     const { tenant } = context.caller;
     switch (command.type) {
       case "cluster.create":
@@ -110,7 +126,14 @@ export class CommandExecutor implements Executor<Command, Reply> {
       case "cluster.delete":
         return deleteCluster({ tenant, id: command.id, shard }, command.condition);
       case "job.start":
-        return this.o.jobs.start({ tenant, clusterId: command.clusterId, shard, type: command.operation, input: command.input, notBefore: command.notBefore });
+        return this.o.jobs.start({
+          tenant,
+          clusterId: command.clusterId,
+          shard,
+          type: command.operation,
+          input: command.input,
+          notBefore: command.notBefore,
+        });
       case "job.cancel":
         return this.o.jobs.cancel(tenant, command.jobId);
       case "job.retry":
@@ -134,10 +157,18 @@ export class CommandExecutor implements Executor<Command, Reply> {
   async #get(request: Routed<Command>, context: CommandContext, id: string): Promise<Reply> {
     const before = this.#held(request.shard);
     const row = await this.o.queries.cluster(context.caller.tenant, id);
-    if (row !== undefined && context.durability === "replicated") await this.o.published(request.shard, row.changedPosition, row.changedEpoch, request.deadline);
+    if (row !== undefined && context.durability === "replicated")
+      await this.o.published(request.shard, row.changedPosition, row.changedEpoch, request.deadline);
     if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
-    if (row === undefined || row.deleted) throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
-    return { status: 200, body: clusterView(row, this.o.site), version: row.version, owner: this.o.site, servedBy: this.o.servedBy };
+    if (row === undefined || row.deleted)
+      throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
+    return {
+      status: 200,
+      body: clusterView(row, this.o.site),
+      version: row.version,
+      owner: this.o.site,
+      servedBy: this.o.servedBy,
+    };
   }
 
   async #getJob(request: Routed<Command>, context: CommandContext, jobId: string): Promise<Reply> {
@@ -150,7 +181,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
 
   #held(shard: ShardId): number {
     const head = this.o.map.get(shard);
-    if (head?.owner !== this.o.site) throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
+    if (head?.owner !== this.o.site)
+      throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
     if (head.state === "moving") throw new Problem("shard_moving");
     if (head.state !== "owned" || !head.confirmed || !this.o.leaseValid()) throw new Problem("no_lease");
     return head.epoch;

@@ -3,7 +3,20 @@ import { Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
 import { shardOf, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
-import type { ClusterQuery, Command, Datacenter, DcEvent, JobQuery, Listed, Page, Place, Reply, RequestContext, TakeRequest, VerifyLine } from "./api.js";
+import type {
+  ClusterQuery,
+  Command,
+  Datacenter,
+  DcEvent,
+  JobQuery,
+  Listed,
+  Page,
+  Place,
+  Reply,
+  RequestContext,
+  TakeRequest,
+  VerifyLine,
+} from "./api.js";
 import { clusterView } from "./clusters/operations.js";
 import { decodeCursor, encodeCursor } from "./clusters/queries.js";
 import type { DatacenterParts } from "./datacenter.js";
@@ -27,9 +40,20 @@ export class Face implements Datacenter {
     this.node = parts.node;
     parts.map.onChange((head, before) => {
       if (before === undefined || before.epoch !== head.epoch || before.state !== head.state)
-        this.#emit({ type: "ownership", data: { shard: head.shard, owner: head.owner, epoch: head.epoch, state: shownState(head.state), reason: head.reason } });
+        this.#emit({
+          type: "ownership",
+          data: {
+            shard: head.shard,
+            owner: head.owner,
+            epoch: head.epoch,
+            state: shownState(head.state),
+            reason: head.reason,
+          },
+        });
     });
-    parts.leases.onChange((valid) => this.#emit({ type: "health", data: { dc: this.name, node: this.node, state: parts.state(), lease: valid } }));
+    parts.leases.onChange((valid) =>
+      this.#emit({ type: "health", data: { dc: this.name, node: this.node, state: parts.state(), lease: valid } }),
+    );
     parts.jobEvents.on({ jobChanged: (job) => this.#emit({ type: "job", data: job }) });
     const { metrics } = parts;
     metrics.beforeScrape(async () => {
@@ -47,7 +71,10 @@ export class Face implements Datacenter {
   async execute(context: RequestContext, command: Command): Promise<Reply> {
     const began = this.#p.time.monotonic();
     const key = context.idempotencyKey ?? null;
-    const placed = command.type === "cluster.create" && command.id === undefined ? { ...command, id: this.#newId(context.caller.tenant, key) } : command;
+    const placed =
+      command.type === "cluster.create" && command.id === undefined
+        ? { ...command, id: this.#newId(context.caller.tenant, key) }
+        : command;
     const labels = { durability: context.durability };
     const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
@@ -55,7 +82,13 @@ export class Face implements Datacenter {
       const { result, route } = await this.#p.router.execute({
         shard: shardOfCommand(placed, this.#p.shards),
         command: placed,
-        context: { caller: context.caller, durability: context.durability, requestId: context.requestId, traceparent: context.traceparent ?? null, key } satisfies CommandContext,
+        context: {
+          caller: context.caller,
+          durability: context.durability,
+          requestId: context.requestId,
+          traceparent: context.traceparent ?? null,
+          key,
+        } satisfies CommandContext,
         deadline: context.deadline,
         repeatable: isRepeatable(placed, key),
       });
@@ -65,7 +98,12 @@ export class Face implements Datacenter {
       }
       return result;
     } catch (error) {
-      if (isWrite) this.#p.metrics.writes.inc({ ...labels, outcome: error instanceof Problem ? error.code : "internal", route: "local" });
+      if (isWrite)
+        this.#p.metrics.writes.inc({
+          ...labels,
+          outcome: error instanceof Problem ? error.code : "internal",
+          route: "local",
+        });
       throw error;
     }
   }
@@ -77,7 +115,8 @@ export class Face implements Datacenter {
     if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
     const row = await this.#p.queries.cluster(context.caller.tenant, id);
     const owner = this.#p.map.get(shard)?.owner ?? null;
-    if (row === undefined || row.deleted) throw new Problem("not_found", `There is no cluster ${id}.`, owner === null ? {} : { owner });
+    if (row === undefined || row.deleted)
+      throw new Problem("not_found", `There is no cluster ${id}.`, owner === null ? {} : { owner });
     return { status: 200, body: clusterView(row, owner), version: row.version, ...this.#localRead(shard) };
   }
 
@@ -94,7 +133,8 @@ export class Face implements Datacenter {
     const shard = parseJobId(id);
     if (shard === undefined || shard >= this.#p.shards) throw new Problem("not_found", `There is no job ${id}.`);
     // Rows that are being restored are read where they are whole.
-    if (context.consistency === "owner" || this.#p.restorer.shardWaits(shard)) return this.execute(context, { type: "job.get", jobId: id });
+    if (context.consistency === "owner" || this.#p.restorer.shardWaits(shard))
+      return this.execute(context, { type: "job.get", jobId: id });
     const job = await this.#p.queries.job(context.caller.tenant, id);
     if (job === undefined) throw new Problem("not_found", `There is no job ${id}.`);
     return { status: 200, body: jobView(job), ...this.#localRead(job.shard) };
@@ -103,7 +143,11 @@ export class Face implements Datacenter {
   async listJobs(context: RequestContext, query: JobQuery): Promise<Reply> {
     if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
     const { rows, next } = await this.#p.queries.jobs(context.caller.tenant, query);
-    return { status: 200, body: { items: rows.map((row) => jobView(row)), nextCursor: next }, ...this.#localRead(null) };
+    return {
+      status: 200,
+      body: { items: rows.map((row) => jobView(row)), nextCursor: next },
+      ...this.#localRead(null),
+    };
   }
 
   async takeTasks(context: RequestContext, request: TakeRequest, signal: AbortSignal): Promise<Reply> {
@@ -130,7 +174,14 @@ export class Face implements Datacenter {
       const shardsOwned = map.ownedBy(name).length;
       if (name === this.name) {
         const lag = this.#p.worstLag();
-        return { name, url: this.#p.url, state: this.#p.state(), leaseMsLeft: Math.round(leases.msLeft), shardsOwned, lag };
+        return {
+          name,
+          url: this.#p.url,
+          state: this.#p.state(),
+          leaseMsLeft: Math.round(leases.msLeft),
+          shardsOwned,
+          lag,
+        };
       }
       const report = peers.lastReport(name);
       const state = peers.state(name);
@@ -145,8 +196,18 @@ export class Face implements Datacenter {
       };
     });
     const hears = leases.hears;
-    const witnesses = set.sites.filter((site) => site.witness).map((site) => ({ name: site.name, state: hears.includes(site.name) ? "serving" : "dead" }));
-    return { datacenters, witnesses, shards: set.shards, partitions: set.partitions, failoverPaused: set.failoverPaused, automaticTakeover: automaticTakeover(set), seenFrom: this.name };
+    const witnesses = set.sites
+      .filter((site) => site.witness)
+      .map((site) => ({ name: site.name, state: hears.includes(site.name) ? "serving" : "dead" }));
+    return {
+      datacenters,
+      witnesses,
+      shards: set.shards,
+      partitions: set.partitions,
+      failoverPaused: set.failoverPaused,
+      automaticTakeover: automaticTakeover(set),
+      seenFrom: this.name,
+    };
   }
 
   async shards(): Promise<Listed> {
@@ -164,8 +225,21 @@ export class Face implements Datacenter {
   }
 
   async history(page: Page): Promise<Listed> {
-    const after = page.cursor === undefined ? null : (JSON.parse(decodeCursor(page.cursor)) as [string, number, number]);
-    const { rows } = await this.#p.control.pool.query<{ shard: number; epoch: number; at: string; from_dc: string | null; to_dc: string; kind: string; reason: string; by: string; phases_ms: object; drained: number; divergent: number }>(
+    const after =
+      page.cursor === undefined ? null : (JSON.parse(decodeCursor(page.cursor)) as [string, number, number]);
+    const { rows } = await this.#p.control.pool.query<{
+      shard: number;
+      epoch: number;
+      at: string;
+      from_dc: string | null;
+      to_dc: string;
+      kind: string;
+      reason: string;
+      by: string;
+      phases_ms: object;
+      drained: number;
+      divergent: number;
+    }>(
       `SELECT * FROM history WHERE $1::timestamptz IS NULL OR (at, shard, epoch) > ($1::timestamptz, $2::int, $3::bigint) ORDER BY at, shard, epoch LIMIT $4`,
       [after?.[0] ?? null, after?.[1] ?? 0, after?.[2] ?? 0, page.limit + 1],
     );
@@ -184,11 +258,21 @@ export class Face implements Datacenter {
       divergent: row.divergent,
     }));
     const last = items.at(-1);
-    return { items, nextCursor: rows.length > page.limit && last !== undefined ? encodeCursor(JSON.stringify([last.at, last.shard, last.epoch])) : null };
+    return {
+      items,
+      nextCursor:
+        rows.length > page.limit && last !== undefined
+          ? encodeCursor(JSON.stringify([last.at, last.shard, last.epoch]))
+          : null,
+    };
   }
 
   async lag(): Promise<Listed> {
-    const items = this.#p.map.all().map((head) => ({ shard: head.shard, owner: head.owner, ...(head.owner === this.name ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)) }));
+    const items = this.#p.map.all().map((head) => ({
+      shard: head.shard,
+      owner: head.owner,
+      ...(head.owner === this.name ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)),
+    }));
     return { items, nextCursor: null };
   }
 
@@ -196,19 +280,30 @@ export class Face implements Datacenter {
     let select = this.#p.data.db.selectFrom("divergentOperations").selectAll();
     if (query.status !== undefined) select = select.where("status", "=", query.status);
     if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
-    const rows = await select.orderBy("id").limit(query.limit + 1).execute();
+    const rows = await select
+      .orderBy("id")
+      .limit(query.limit + 1)
+      .execute();
     const items = rows.slice(0, query.limit).map(divergentView);
     return { items, nextCursor: rows.length > query.limit ? encodeCursor(rows[query.limit - 1]?.id ?? "") : null };
   }
 
   async divergentById(id: string): Promise<JsonObject> {
-    const row = await this.#p.data.db.selectFrom("divergentOperations").selectAll().where("id", "=", id).executeTakeFirst();
+    const row = await this.#p.data.db
+      .selectFrom("divergentOperations")
+      .selectAll()
+      .where("id", "=", id)
+      .executeTakeFirst();
     if (row === undefined) throw new Problem("not_found", `There is no divergent operation ${id} here.`);
     const current = await this.#p.queries.cluster(row.tenant, row.clusterId);
-    const shown = current === undefined || current.deleted ? null : clusterView(current, this.#p.map.get(current.shard)?.owner ?? null);
+    const shown =
+      current === undefined || current.deleted
+        ? null
+        : clusterView(current, this.#p.map.get(current.shard)?.owner ?? null);
     const value = (row.value as { cluster?: Parameters<typeof clusterView>[0] }).cluster;
     const { compare } = await import("fast-json-patch").then((module) => module.default);
-    const diff = value === undefined ? [] : compare(shown ?? {}, clusterView(value, this.#p.map.get(value.shard)?.owner ?? null));
+    const diff =
+      value === undefined ? [] : compare(shown ?? {}, clusterView(value, this.#p.map.get(value.shard)?.owner ?? null));
     return { ...divergentView(row), current: shown, diff };
   }
 
@@ -219,7 +314,11 @@ export class Face implements Datacenter {
   readiness(): { ready: boolean; reason: string | null; lagMs: number } {
     const state = this.#p.state();
     const lagMs = this.#p.worstLag().ms;
-    const reasons = { serving: null, fenced: "no lease: too few sites promise it one, or the database takes no writes", catching_up: "catching up with the other datacenters" } as const;
+    const reasons = {
+      serving: null,
+      fenced: "no lease: too few sites promise it one, or the database takes no writes",
+      catching_up: "catching up with the other datacenters",
+    } as const;
     return { ready: state === "serving", reason: reasons[state], lagMs };
   }
 
@@ -249,14 +348,26 @@ export class Face implements Datacenter {
 
   /** Waits until this datacenter has applied the place. @throws Problem position_lost, deadline_exceeded */
   async #reach(place: Place, deadline: number): Promise<void> {
-    if (place.shard >= this.#p.shards) throw new Problem("invalid_request", undefined, { errors: [{ path: "header/Hothot-Min-Position", message: `there are ${this.#p.shards} shards` }] });
+    if (place.shard >= this.#p.shards)
+      throw new Problem("invalid_request", undefined, {
+        errors: [{ path: "header/Hothot-Min-Position", message: `there are ${this.#p.shards} shards` }],
+      });
     await this.#p.progress.wait(place.shard, place.epoch, place.position, deadline);
-    if (this.#p.progress.place(place.shard).epoch > place.epoch && (await this.#lost(place.shard, place.epoch, place.position)))
-      throw new Problem("position_lost", `Epoch ${place.epoch} of shard ${place.shard} ended before position ${place.position}.`);
+    if (
+      this.#p.progress.place(place.shard).epoch > place.epoch &&
+      (await this.#lost(place.shard, place.epoch, place.position))
+    )
+      throw new Problem(
+        "position_lost",
+        `Epoch ${place.epoch} of shard ${place.shard} ended before position ${place.position}.`,
+      );
   }
 
   async #lost(shard: ShardId, epoch: Epoch, position: Position): Promise<boolean> {
-    const { rows } = await this.#p.data.pool.query<{ last_position: number }>("SELECT last_position FROM history WHERE shard = $1 AND epoch > $2 ORDER BY epoch LIMIT 1", [shard, epoch]);
+    const { rows } = await this.#p.data.pool.query<{ last_position: number }>(
+      "SELECT last_position FROM history WHERE shard = $1 AND epoch > $2 ORDER BY epoch LIMIT 1",
+      [shard, epoch],
+    );
     const ended = rows[0]?.last_position;
     return ended !== undefined && position > ended;
   }
@@ -266,7 +377,8 @@ export class Face implements Datacenter {
     if (key !== null) return `c-${createHash("sha256").update(`${tenant}\n${key}`).digest("hex").slice(0, 24)}`;
     const owned = new Set(this.#p.map.ownedBy(this.name).map((head) => head.shard));
     let id = `c-${this.#p.random.token(16)}`;
-    for (let tries = 0; owned.size > 0 && tries < 10_000 && !owned.has(shardOf(id, this.#p.shards)); tries++) id = `c-${this.#p.random.token(16)}`;
+    for (let tries = 0; owned.size > 0 && tries < 10_000 && !owned.has(shardOf(id, this.#p.shards)); tries++)
+      id = `c-${this.#p.random.token(16)}`;
     return id;
   }
 }
@@ -276,7 +388,20 @@ function shownState(state: string): string {
   return state === "moving" ? "moving" : state === "none" || state === "suspended" ? "unowned" : "owned";
 }
 
-function divergentView(row: { id: string; dc: string; shard: number; epoch: number; position: number; clusterId: string; type: string; version: number | null; value: unknown; idempotencyKey: string | null; committedAt: string; status: string }): JsonObject {
+function divergentView(row: {
+  id: string;
+  dc: string;
+  shard: number;
+  epoch: number;
+  position: number;
+  clusterId: string;
+  type: string;
+  version: number | null;
+  value: unknown;
+  idempotencyKey: string | null;
+  committedAt: string;
+  status: string;
+}): JsonObject {
   const { id, dc, shard, epoch, position, clusterId, type, version, value, idempotencyKey, committedAt, status } = row;
   return { id, dc, shard, epoch, position, clusterId, type, version, value, idempotencyKey, committedAt, status };
 }

@@ -66,7 +66,13 @@ export class Failback implements Service {
       await queue.addAll(
         moves.map((move) => async () => {
           if (this.#stop.signal.aborted || peers.state(dc) !== "serving") return;
-          await this.#p.switchover.move({ shard: move.shard, to: dc, kind: "failback", reason: `${dc} is healthy again`, by: site });
+          await this.#p.switchover.move({
+            shard: move.shard,
+            to: dc,
+            kind: "failback",
+            reason: `${dc} is healthy again`,
+            by: site,
+          });
         }),
       );
     }

@@ -35,10 +35,17 @@ export async function initialise(config: Config, plan: GroupPlan, log: Logger): 
     const deadline = systemTime.monotonic() + patienceMs;
     while (!(await jetStreamReady(links.main, 1_000))) {
       if (systemTime.monotonic() > deadline)
-        throw new FatalError("no_majority", "JetStream has no leader: a majority of the sites' NATS servers must run", "Start the other sites' nats-server, then repeat.");
+        throw new FatalError(
+          "no_majority",
+          "JetStream has no leader: a majority of the sites' NATS servers must run",
+          "Start the other sites' nats-server, then repeat.",
+        );
       await systemTime.sleep(100);
     }
-    const sites = [...plan.datacenters.map((name) => ({ name, witness: false })), ...plan.witnesses.map((name) => ({ name, witness: true }))];
+    const sites = [
+      ...plan.datacenters.map((name) => ({ name, witness: false })),
+      ...plan.witnesses.map((name) => ({ name, witness: true })),
+    ];
     const replicas = sites.length >= 5 ? 5 : Math.min(3, sites.length);
     for (;;) {
       try {
@@ -48,16 +55,32 @@ export async function initialise(config: Config, plan: GroupPlan, log: Logger): 
         // While the servers still find each other there are too few peers for the replicas.
         const temporary = !(error instanceof StreamError) || [10005, 10074, 10008].includes(error.errorCode);
         if (!temporary || systemTime.monotonic() > deadline)
-          throw new FatalError("log_not_created", `the log's streams can't be created: ${asError(error).message}`, "See the logs of the nats-servers; all sites must run for this.", error);
+          throw new FatalError(
+            "log_not_created",
+            `the log's streams can't be created: ${asError(error).message}`,
+            "See the logs of the nats-servers; all sites must run for this.",
+            error,
+          );
         await systemTime.sleep(200);
       }
     }
     const known = await streams.readControl(2_000, 0);
-    const set: SiteSet = { number: 1, sites, removed: [], failoverPaused: false, shards: plan.shards, partitions: plan.partitions };
+    const set: SiteSet = {
+      number: 1,
+      sites,
+      removed: [],
+      failoverPaused: false,
+      shards: plan.shards,
+      partitions: plan.partitions,
+    };
     if (known !== undefined) {
       const there = decodeSiteSet(known.data);
       if (there.shards !== plan.shards || there.partitions !== plan.partitions)
-        throw new FatalError("another_group", `the log has ${there.shards} shards in ${there.partitions} partitions, not ${plan.shards} in ${plan.partitions}: these are fixed for life`, "Use the numbers that it has, or another group name.");
+        throw new FatalError(
+          "another_group",
+          `the log has ${there.shards} shards in ${there.partitions} partitions, not ${plan.shards} in ${plan.partitions}: these are fixed for life`,
+          "Use the numbers that it has, or another group name.",
+        );
       await openAll(streams, there, deadline);
       return false;
     }
@@ -65,7 +88,11 @@ export async function initialise(config: Config, plan: GroupPlan, log: Logger): 
     await placeLeaders(streams, set);
     const stored = await streams.appendControl(encodeSiteSet(set), 0, 5_000, 0);
     if (stored.kind !== "stored" && (await streams.readControl(2_000, 0)) === undefined)
-      throw new FatalError("log_not_created", "the site set could not be stored in the log", "Repeat: what is there already is kept.");
+      throw new FatalError(
+        "log_not_created",
+        "the site set could not be stored in the log",
+        "Repeat: what is there already is kept.",
+      );
     return true;
   } finally {
     await links.close();
@@ -80,14 +107,39 @@ async function openAll(streams: LogStreams, set: SiteSet, deadline: number): Pro
     const partition = partitionOf(id, set.partitions);
     const owner = firstOwner(partition, datacenters);
     const bytes = encodeBatch({
-      header: { kind: "open", generation, shard: id, epoch: epoch(1), owner, batchId: batchId(systemRandom), first: position(1), count: 0, committedAt: systemTime.wall() },
+      header: {
+        kind: "open",
+        generation,
+        shard: id,
+        epoch: epoch(1),
+        owner,
+        batchId: batchId(systemRandom),
+        first: position(1),
+        count: 0,
+        committedAt: systemTime.wall(),
+      },
       records: [],
-      open: { from: null, kind: "initial", reason: "the group was created", by: "init", sameTenure: false, closing: 0, phasesMs: {}, drained: 0, epochEnds: [] },
+      open: {
+        from: null,
+        kind: "initial",
+        reason: "the group was created",
+        by: "init",
+        sameTenure: false,
+        closing: 0,
+        phasesMs: {},
+        drained: 0,
+        epochEnds: [],
+      },
     });
     for (;;) {
       const answer = await streams.append(partition, shard, bytes, 0, 1_000, 0);
       if (answer.kind === "stored" || answer.kind === "refused") return;
-      if (systemTime.monotonic() > deadline) throw new FatalError("log_not_created", `the first record of shard ${shard} can't be stored`, "All sites' nats-servers must run; repeat then.");
+      if (systemTime.monotonic() > deadline)
+        throw new FatalError(
+          "log_not_created",
+          `the first record of shard ${shard} can't be stored`,
+          "All sites' nats-servers must run; repeat then.",
+        );
       await systemTime.sleep(50);
     }
   };
@@ -104,7 +156,9 @@ async function placeLeaders(streams: LogStreams, set: SiteSet): Promise<void> {
       if (state?.leader === undefined) continue;
       const owner = firstOwner(partition as never, datacentersOf(set));
       const present = [state.leader, ...state.replicas.map((replica) => replica.name)];
-      const candidates = set.sites.filter((site) => present.includes(site.name)).map((site) => ({ site: site.name, witness: site.witness, owned: 0, leads: leads.get(site.name) ?? 0 }));
+      const candidates = set.sites
+        .filter((site) => present.includes(site.name))
+        .map((site) => ({ site: site.name, witness: site.witness, owned: 0, leads: leads.get(site.name) ?? 0 }));
       const wanted = preferredLeader({ owner, leader: state.leader === owner ? undefined : state.leader, candidates });
       if (wanted !== undefined && wanted !== state.leader) await streams.stepDown(partition, wanted, 2_000);
       if (wanted !== undefined) leads.set(wanted, (leads.get(wanted) ?? 0) + 1);
@@ -114,6 +168,10 @@ async function placeLeaders(streams: LogStreams, set: SiteSet): Promise<void> {
   }
 }
 
-export function planOf(sites: { readonly datacenters: readonly string[]; readonly witnesses: readonly string[] }, shards: number, partitions: number | undefined): GroupPlan {
+export function planOf(
+  sites: { readonly datacenters: readonly string[]; readonly witnesses: readonly string[] },
+  shards: number,
+  partitions: number | undefined,
+): GroupPlan {
   return { ...sites, shards, partitions: partitions ?? Math.min(shards, Math.max(12, 4 * sites.datacenters.length)) };
 }

@@ -22,8 +22,15 @@ export async function openLinks(config: Config, log: Logger): Promise<Links> {
   const name = `${config.site}/${config.node}`;
   const options = { servers: config.natsUrls, waitMs: firstConnectionMs, log: log.with({ component: "nats" }) };
   const main = await NatsLink.open({ ...options, name });
-  const heartbeats = await NatsLink.open({ ...options, name: `${name} heartbeats`, pingMs: heartbeatPingMs, ...(config.natsHeartbeatUser === undefined ? {} : { user: config.natsHeartbeatUser }) });
-  const others = config.natsUrls.slice(1).map((server) => new BackgroundLink({ servers: [server], name: `${name} relay`, log: options.log }));
+  const heartbeats = await NatsLink.open({
+    ...options,
+    name: `${name} heartbeats`,
+    pingMs: heartbeatPingMs,
+    ...(config.natsHeartbeatUser === undefined ? {} : { user: config.natsHeartbeatUser }),
+  });
+  const others = config.natsUrls
+    .slice(1)
+    .map((server) => new BackgroundLink({ servers: [server], name: `${name} relay`, log: options.log }));
   const all = [main, heartbeats, ...others];
   return {
     main,

@@ -22,19 +22,30 @@ async function main(argv: readonly string[]): Promise<void> {
     const whole = (name: string, fallback: number | undefined): number | undefined => {
       const text = option(name);
       if (text === undefined) return fallback;
-      if (!/^[1-9][0-9]{0,5}$/.test(text)) throw new FatalError("wrong_usage", `--${name} must be a whole number from 1, got '${text}'`, "See `hothot init --help`.");
+      if (!/^[1-9][0-9]{0,5}$/.test(text))
+        throw new FatalError(
+          "wrong_usage",
+          `--${name} must be a whole number from 1, got '${text}'`,
+          "See `hothot init --help`.",
+        );
       return Number(text);
     };
     const plan = planOf({ datacenters: sites, witnesses }, whole("shards", 64) ?? 64, whole("partitions", undefined));
     const created = await initialise(config, plan, log);
-    log.info(created ? "the group's log was created" : "the group's log is there already", { sites, witnesses, shards: plan.shards, partitions: plan.partitions });
+    log.info(created ? "the group's log was created" : "the group's log is there already", {
+      sites,
+      witnesses,
+      shards: plan.shards,
+      partitions: plan.partitions,
+    });
   } else throw new FatalError("wrong_usage", `there is no verb '${verb ?? ""}'`, "Use `serve` or `init`.");
 }
 
 main(process.argv.slice(2)).then(
   () => process.exit(0),
   (error: unknown) => {
-    if (error instanceof FatalError) process.stderr.write(`hothot: ${error.code}: ${withoutSecrets(error.message)}\n  ${error.wayOut}\n`);
+    if (error instanceof FatalError)
+      process.stderr.write(`hothot: ${error.code}: ${withoutSecrets(error.message)}\n  ${error.wayOut}\n`);
     else process.stderr.write(`hothot: ${withoutSecrets(asError(error).stack ?? String(error))}\n`);
     process.exit(error instanceof FatalError && error.code === "wrong_usage" ? 2 : 1);
   },

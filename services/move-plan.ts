@@ -16,7 +16,8 @@ const byPartition = (heads: readonly Head[]): Map<Partition, Head[]> => {
 
 const counts = (heads: readonly Head[], among: readonly SiteName[]): Map<SiteName, number> => {
   const out = new Map(among.map((dc) => [dc, 0]));
-  for (const head of heads) if (head.owner !== null && out.has(head.owner)) out.set(head.owner, (out.get(head.owner) ?? 0) + 1);
+  for (const head of heads)
+    if (head.owner !== null && out.has(head.owner)) out.set(head.owner, (out.get(head.owner) ?? 0) + 1);
   return out;
 };
 
@@ -58,6 +59,12 @@ export function planRebalance(heads: readonly Head[], datacenters: readonly Site
 }
 
 /** What a takeover moved away from a datacenter goes home. `homes`: the last owner that was planned, by shard. */
-export function planFailback(heads: readonly Head[], dc: SiteName, homes: ReadonlyMap<number, SiteName>): PlannedMove[] {
-  return heads.filter((head) => head.owner !== null && head.owner !== dc && homes.get(head.shard) === dc).map((head) => ({ shard: head.shard, from: head.owner, to: dc }));
+export function planFailback(
+  heads: readonly Head[],
+  dc: SiteName,
+  homes: ReadonlyMap<number, SiteName>,
+): PlannedMove[] {
+  return heads
+    .filter((head) => head.owner !== null && head.owner !== dc && homes.get(head.shard) === dc)
+    .map((head) => ({ shard: head.shard, from: head.owner, to: dc }));
 }

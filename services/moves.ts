@@ -30,7 +30,13 @@ interface LongOperation {
   finishedAt: string | null;
 }
 
-const kinds = { switchovers: "switchover", drains: "drain", failbacks: "failback", rebalances: "rebalance", takeovers: "takeover" } as const;
+const kinds = {
+  switchovers: "switchover",
+  drains: "drain",
+  failbacks: "failback",
+  rebalances: "rebalance",
+  takeovers: "takeover",
+} as const;
 /** Moves of one operation under way at once. */
 const atOnce = 12;
 const moveMs = 25_000;
@@ -65,9 +71,14 @@ export class Moves {
     const { servedBy } = this.#p;
     if (request.dryRun) return { status: 200, body: { shards: await this.#dryRun(kind, moves) }, servedBy };
     if (kind === "takeovers") this.#checkTakeover(request, moves);
-    const busy = new Set([...this.#running.values()].flatMap(({ operation }) => operation.shards.filter((s) => s.status === "waiting" || s.status === "running").map((s) => s.shard)));
+    const busy = new Set(
+      [...this.#running.values()].flatMap(({ operation }) =>
+        operation.shards.filter((s) => s.status === "waiting" || s.status === "running").map((s) => s.shard),
+      ),
+    );
     const twice = moves.find((move) => busy.has(move.shard));
-    if (twice !== undefined) throw new Problem("already_moving", `Shard ${twice.shard} is part of an operation that is not finished.`);
+    if (twice !== undefined)
+      throw new Problem("already_moving", `Shard ${twice.shard} is part of an operation that is not finished.`);
     const operation: LongOperation = {
       id: `op-${this.#p.site}-${this.#p.random.token(12)}`,
       kind: kinds[kind],
@@ -82,7 +93,9 @@ export class Moves {
     const entry = { operation, cancelled: false };
     this.#running.set(operation.id, entry);
     await this.#store(operation);
-    void this.#run(kind, entry, request).catch((error: unknown) => this.#p.log.error("a long operation failed", { operation: operation.id, error: asError(error) }));
+    void this.#run(kind, entry, request).catch((error: unknown) =>
+      this.#p.log.error("a long operation failed", { operation: operation.id, error: asError(error) }),
+    );
     return { status: 202, body: operation, servedBy };
   }
 
@@ -101,7 +114,10 @@ export class Moves {
       if (cancel) entry.cancelled = true;
       return structuredClone(entry.operation) as unknown as JsonObject;
     }
-    const { rows } = await this.#p.control.pool.query<{ body: JsonObject }>("SELECT body FROM operations WHERE id = $1", [id]);
+    const { rows } = await this.#p.control.pool.query<{ body: JsonObject }>(
+      "SELECT body FROM operations WHERE id = $1",
+      [id],
+    );
     const body = rows[0]?.body;
     if (body === undefined) throw new Problem("not_found", `There is no operation ${id}.`);
     if (cancel && body["status"] !== "cancelled") throw new Problem("invalid_transition", "The operation has ended.");
@@ -111,20 +127,28 @@ export class Moves {
   async setFailover(_context: RequestContext, paused: boolean): Promise<Reply> {
     if (this.#p.siteSets.set.failoverPaused !== paused) {
       const changed = await this.#p.siteSets.change((set) => ({ ...set, failoverPaused: paused }));
-      if (changed === undefined && this.#p.siteSets.set.failoverPaused !== paused) throw new Problem("no_majority", "The site set could not be changed in the log.", { retryAfterSeconds: 1 });
+      if (changed === undefined && this.#p.siteSets.set.failoverPaused !== paused)
+        throw new Problem("no_majority", "The site set could not be changed in the log.", { retryAfterSeconds: 1 });
     }
-    return { status: 200, body: { paused, automaticTakeover: automaticTakeover(this.#p.siteSets.set) }, servedBy: this.#p.servedBy };
+    return {
+      status: 200,
+      body: { paused, automaticTakeover: automaticTakeover(this.#p.siteSets.set) },
+      servedBy: this.#p.servedBy,
+    };
   }
 
   /** The last owner that was planned for each shard: takeovers don't count. */
   async homes(): Promise<Map<number, SiteName>> {
-    const { rows } = await this.#p.control.pool.query<{ shard: number; to_dc: string }>("SELECT DISTINCT ON (shard) shard, to_dc FROM history WHERE kind <> 'takeover' ORDER BY shard, epoch DESC");
+    const { rows } = await this.#p.control.pool.query<{ shard: number; to_dc: string }>(
+      "SELECT DISTINCT ON (shard) shard, to_dc FROM history WHERE kind <> 'takeover' ORDER BY shard, epoch DESC",
+    );
     return new Map(rows.map((row) => [row.shard, row.to_dc]));
   }
 
   async #find(kind: MoveKind, id: string, cancel: boolean): Promise<unknown> {
     const dc = /^op-(.+)-[0-9a-z]{12}$/.exec(id)?.[1];
-    if (dc === undefined || !datacentersOf(this.#p.siteSets.set).includes(dc)) throw new Problem("not_found", `There is no operation ${id}.`);
+    if (dc === undefined || !datacentersOf(this.#p.siteSets.set).includes(dc))
+      throw new Problem("not_found", `There is no operation ${id}.`);
     const found = (await this.#calls.call(dc, "operation", { id, cancel }, askMs)) as LongOperation;
     if (found.kind !== kinds[kind]) throw new Problem("not_found", `There is no operation ${id} of this kind.`);
     return found;
@@ -134,13 +158,19 @@ export class Moves {
     const { map, siteSets } = this.#p;
     const datacenters = datacentersOf(siteSets.set);
     const known = (dc: string | undefined, path: string): SiteName => {
-      if (dc === undefined || !datacenters.includes(dc)) throw new Problem("invalid_request", undefined, { errors: [{ path, message: `must be one of ${datacenters.join(", ")}` }] });
+      if (dc === undefined || !datacenters.includes(dc))
+        throw new Problem("invalid_request", undefined, {
+          errors: [{ path, message: `must be one of ${datacenters.join(", ")}` }],
+        });
       return dc;
     };
     const named = (): { shard: ShardId; from: SiteName | null; head: NonNullable<ReturnType<typeof map.get>> }[] => {
       if (request.shard !== undefined) {
         const head = map.get(request.shard as ShardId);
-        if (head === undefined) throw new Problem("invalid_request", undefined, { errors: [{ path: "/shard", message: `there are ${this.#p.shards} shards` }] });
+        if (head === undefined)
+          throw new Problem("invalid_request", undefined, {
+            errors: [{ path: "/shard", message: `there are ${this.#p.shards} shards` }],
+          });
         return [{ shard: head.shard, from: head.owner, head }];
       }
       return map.ownedBy(known(request.dc, "/dc")).map((head) => ({ shard: head.shard, from: head.owner, head }));
@@ -149,12 +179,15 @@ export class Moves {
     switch (kind) {
       case "switchovers": {
         const to = known(request.to, "/to");
-        return named().filter((move) => move.from !== to).map(({ shard, from }) => ({ shard, from, to }));
+        return named()
+          .filter((move) => move.from !== to)
+          .map(({ shard, from }) => ({ shard, from, to }));
       }
       case "drains": {
         const dc = known(request.dc, "/dc");
         const targets = alive.filter((name) => name !== dc);
-        if (targets.length === 0) throw new Problem("owner_unreachable", "There is no other datacenter that could take the shards.");
+        if (targets.length === 0)
+          throw new Problem("owner_unreachable", "There is no other datacenter that could take the shards.");
         return planDrain(map.all(), dc, targets);
       }
       case "failbacks":
@@ -164,7 +197,12 @@ export class Moves {
       case "takeovers": {
         const to = request.to === undefined ? undefined : known(request.to, "/to");
         return named().flatMap(({ shard, from, head }) => {
-          const target = to ?? successionOrder(head.partition, alive.filter((dc) => dc !== from))[0];
+          const target =
+            to ??
+            successionOrder(
+              head.partition,
+              alive.filter((dc) => dc !== from),
+            )[0];
           return target === undefined || target === from ? [] : [{ shard, from, to: target }];
         });
       }
@@ -174,9 +212,14 @@ export class Moves {
   #checkTakeover(request: MoveRequest, moves: readonly PlannedMove[]): void {
     const reachable = [...new Set(moves.map((move) => move.from))].find((dc) => dc !== null && this.#alive(dc));
     if (reachable !== undefined && request.force !== true)
-      throw new Problem("owner_reachable", `${String(reachable)} is alive: use a switchover; with \`force\` its sites withdraw their promises, and what it committed and did not publish becomes divergent.`);
-    if (this.#p.siteSets.set.sites.length < 3) throw new Problem("no_majority", automaticTakeover(this.#p.siteSets.set).why ?? "There are too few sites.");
-    if (moves.length === 0) throw new Problem("already_moving", "There is nothing to take over: the shards have other owners already.");
+      throw new Problem(
+        "owner_reachable",
+        `${String(reachable)} is alive: use a switchover; with \`force\` its sites withdraw their promises, and what it committed and did not publish becomes divergent.`,
+      );
+    if (this.#p.siteSets.set.sites.length < 3)
+      throw new Problem("no_majority", automaticTakeover(this.#p.siteSets.set).why ?? "There are too few sites.");
+    if (moves.length === 0)
+      throw new Problem("already_moving", "There is nothing to take over: the shards have other owners already.");
   }
 
   #alive(dc: SiteName): boolean {
@@ -190,14 +233,19 @@ export class Moves {
       positions.set(dc, new Map(found.map(([shard, , position]) => [shard, position])));
     }
     return moves.map(({ shard, from, to }) => {
-      const head = (from === null ? undefined : positions.get(from)?.get(shard)) ?? this.#p.peers.head(shard)?.position ?? 0;
+      const head =
+        (from === null ? undefined : positions.get(from)?.get(shard)) ?? this.#p.peers.head(shard)?.position ?? 0;
       const unapplied = Math.max(0, head - (positions.get(to)?.get(shard) ?? 0));
       // A planned move loses nothing; a takeover loses (sets aside) what its owner had not published.
       return { shard, from, to, unapplied, lost: kind === "takeovers" ? unapplied : 0 };
     });
   }
 
-  async #run(kind: MoveKind, entry: { operation: LongOperation; cancelled: boolean }, request: MoveRequest): Promise<void> {
+  async #run(
+    kind: MoveKind,
+    entry: { operation: LongOperation; cancelled: boolean },
+    request: MoveRequest,
+  ): Promise<void> {
     const { operation } = entry;
     const queue = new PQueue({ concurrency: atOnce });
     const finish = (shard: ShardMove, status: ShardMove["status"], error: string | null): void => {
@@ -212,7 +260,18 @@ export class Moves {
           if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
           shard.status = "running";
           try {
-            const result = await this.#calls.call(shard.from ?? "", "move", { shard: shard.shard as ShardId, to: shard.to, kind: kinds[kind] as "drain", reason: `asked for by ${operation.by}`, by: operation.by }, moveMs);
+            const result = await this.#calls.call(
+              shard.from ?? "",
+              "move",
+              {
+                shard: shard.shard as ShardId,
+                to: shard.to,
+                kind: kinds[kind],
+                reason: `asked for by ${operation.by}`,
+                by: operation.by,
+              },
+              moveMs,
+            );
             finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
           } catch (error) {
             finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");
@@ -220,14 +279,26 @@ export class Moves {
         }),
       );
     const failed = operation.shards.filter((shard) => shard.status === "failed");
-    operation.status = failed.length > 0 ? "failed" : entry.cancelled && operation.shards.some((s) => s.status === "cancelled") ? "cancelled" : "complete";
-    operation.error = failed.length === 0 ? null : `${failed.length} of ${operation.shards.length} shards did not move: ${failed[0]?.error ?? ""}`;
+    operation.status =
+      failed.length > 0
+        ? "failed"
+        : entry.cancelled && operation.shards.some((s) => s.status === "cancelled")
+          ? "cancelled"
+          : "complete";
+    operation.error =
+      failed.length === 0
+        ? null
+        : `${failed.length} of ${operation.shards.length} shards did not move: ${failed[0]?.error ?? ""}`;
     operation.finishedAt = new Date(this.#p.time.wall()).toISOString();
     await this.#store(operation);
     this.#running.delete(operation.id);
   }
 
-  async #takeOver(operation: LongOperation, request: MoveRequest, finish: (shard: ShardMove, status: ShardMove["status"], error: string | null) => void): Promise<void> {
+  async #takeOver(
+    operation: LongOperation,
+    request: MoveRequest,
+    finish: (shard: ShardMove, status: ShardMove["status"], error: string | null) => void,
+  ): Promise<void> {
     const groups = new Map<string, ShardMove[]>();
     for (const shard of operation.shards) {
       const key = `${shard.from ?? ""} ${shard.to}`;
@@ -240,17 +311,36 @@ export class Moves {
         let opened: ReadonlySet<number> = new Set();
         let why = "too few sites voted, or the shard moved meanwhile";
         try {
-          opened = new Set(await this.#calls.call(first.to, "takeover", { target: first.from, shards: shards.map((s) => s.shard), by: operation.by, forced: request.force === true }, moveMs));
+          opened = new Set(
+            await this.#calls.call(
+              first.to,
+              "takeover",
+              {
+                target: first.from,
+                shards: shards.map((s) => s.shard),
+                by: operation.by,
+                forced: request.force === true,
+              },
+              moveMs,
+            ),
+          );
         } catch (error) {
           why = error instanceof Problem ? `${error.code}: ${error.message}` : "internal";
         }
-        for (const shard of shards) finish(shard, opened.has(shard.shard) ? "complete" : "failed", opened.has(shard.shard) ? null : why);
+        for (const shard of shards)
+          finish(shard, opened.has(shard.shard) ? "complete" : "failed", opened.has(shard.shard) ? null : why);
       }),
     );
   }
 
   async #store(operation: LongOperation): Promise<void> {
-    await this.#p.control.pool.query("INSERT INTO operations (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body", [operation.id, JSON.stringify(operation)]);
-    await this.#p.control.pool.query("DELETE FROM operations WHERE id IN (SELECT id FROM operations ORDER BY started_at DESC OFFSET $1)", [kept]);
+    await this.#p.control.pool.query(
+      "INSERT INTO operations (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+      [operation.id, JSON.stringify(operation)],
+    );
+    await this.#p.control.pool.query(
+      "DELETE FROM operations WHERE id IN (SELECT id FROM operations ORDER BY started_at DESC OFFSET $1)",
+      [kept],
+    );
   }
 }

@@ -13,7 +13,8 @@ import { Verifier } from "./verify.js";
 
 /** Runs one process of a datacenter until it is told to stop (SIGINT, SIGTERM). */
 export async function serve(config: Config, log: Logger, time: Time, random: Random): Promise<void> {
-  if (!config.datacenter) throw new FatalError("not_available", "a witness can't be served by this version yet", "Run three datacenters.");
+  if (!config.datacenter)
+    throw new FatalError("not_available", "a witness can't be served by this version yet", "Run three datacenters.");
   const parts = await createDatacenter(config, log, time, random);
   const verifier = new Verifier({
     group: config.group,

@@ -31,9 +31,18 @@ export class SiteSetWatch implements Service {
       await this.refresh();
       if (this.#current !== undefined) return this.#current.set;
       if (this.#time.monotonic() > deadline)
-        throw new FatalError("not_initialised", `the group's log can't be found in NATS`, "Run `hothot init` once for the group; if that was done, check HOTHOT_GROUP and that a majority of the sites' nats-servers run.");
+        throw new FatalError(
+          "not_initialised",
+          `the group's log can't be found in NATS`,
+          "Run `hothot init` once for the group; if that was done, check HOTHOT_GROUP and that a majority of the sites' nats-servers run.",
+        );
       await this.#time.sleep(200);
     }
+  }
+
+  /** Undefined before the log could be read. */
+  get known(): SiteSet | undefined {
+    return this.#current?.set;
   }
 
   get set(): SiteSet {
@@ -77,7 +86,11 @@ export class SiteSetWatch implements Service {
         if (found === undefined) continue;
         if (this.#current === undefined || found.sequence > this.#current.sequence) {
           this.#current = { set: decodeSiteSet(found.data), sequence: found.sequence };
-          this.#log.info("site set", { number: this.#current.set.number, sites: this.#current.set.sites.map((site) => site.name), paused: this.#current.set.failoverPaused });
+          this.#log.info("site set", {
+            number: this.#current.set.number,
+            sites: this.#current.set.sites.map((site) => site.name),
+            paused: this.#current.set.failoverPaused,
+          });
         }
         return;
       } catch (error) {

@@ -90,15 +90,32 @@ export class Verifier implements Service {
   }
 
   /** Null: the copies don't stand at the same position yet. */
-  async #compare(shard: number, copies: ReadonlyMap<SiteName, ReadonlyMap<number, ShardDigest>>, last: boolean): Promise<VerifyLine[] | null> {
+  async #compare(
+    shard: number,
+    copies: ReadonlyMap<SiteName, ReadonlyMap<number, ShardDigest>>,
+    last: boolean,
+  ): Promise<VerifyLine[] | null> {
     const all = this.o.datacenters().map((dc) => ({ dc, digest: copies.get(dc)?.get(shard) }));
     const owner = this.o.owner(shard);
-    const truth = all.find((copy) => copy.dc === owner)?.digest ?? all.find((copy) => copy.digest !== undefined)?.digest;
-    const aligned = all.every(({ digest }) => digest !== undefined && digest.restoring === 0 && digest.epoch === truth?.epoch && digest.position === truth.position);
+    const truth =
+      all.find((copy) => copy.dc === owner)?.digest ?? all.find((copy) => copy.digest !== undefined)?.digest;
+    const aligned = all.every(
+      ({ digest }) =>
+        digest !== undefined &&
+        digest.restoring === 0 &&
+        digest.epoch === truth?.epoch &&
+        digest.position === truth.position,
+    );
     if (!aligned && !last) return null;
     const lines: VerifyLine[] = [];
     for (const { dc, digest } of all) {
-      const equal = digest !== undefined && truth !== undefined && digest.epoch === truth.epoch && digest.position === truth.position && digest.restoring === 0 && digest.digest === truth.digest;
+      const equal =
+        digest !== undefined &&
+        truth !== undefined &&
+        digest.epoch === truth.epoch &&
+        digest.position === truth.position &&
+        digest.restoring === 0 &&
+        digest.digest === truth.digest;
       let clusters: readonly string[] = [];
       if (!equal && aligned && owner !== null && dc !== owner) {
         this.o.onMismatch();
@@ -113,7 +130,9 @@ export class Verifier implements Service {
     const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[string, string][]>(dc, { rows: shard })));
     const here = new Map(a);
     const there = new Map(b);
-    return [...new Set([...here.keys(), ...there.keys()])].filter((id) => here.get(id) !== there.get(id)).slice(0, idsNamed);
+    return [...new Set([...here.keys(), ...there.keys()])]
+      .filter((id) => here.get(id) !== there.get(id))
+      .slice(0, idsNamed);
   }
 
   async #ask<T>(dc: SiteName, question: Question): Promise<T> {

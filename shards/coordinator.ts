@@ -44,8 +44,12 @@ export class Coordinator implements Service {
   }
 
   async start(): Promise<void> {
+    // It may have been started ahead of the rest.
+    if (this.#unsubscribe.length > 0) return;
     this.#unsubscribe = [
-      this.#o.messenger.subscribe(heartbeatSubject(this.#o.group), (message) => this.#heard(unpack(message.data) as HeartbeatMessage)),
+      this.#o.messenger.subscribe(heartbeatSubject(this.#o.group), (message) =>
+        this.#heard(unpack(message.data) as HeartbeatMessage),
+      ),
       this.#o.messenger.subscribe(voteSubject(this.#o.group, this.#o.site), (message) => {
         void this.#vote(unpack(message.data) as VoteRequest, (answer) => message.respond(answer));
       }),
@@ -59,7 +63,8 @@ export class Coordinator implements Service {
     await this.#loop;
     this.#o.word.lockLost();
     // The lock is given back, but not the word: a successor keeps its silence all the same.
-    if (this.#holding && this.#o.locks !== null) await this.#o.locks.unlock("coordinator", this.#o.holder).catch(() => undefined);
+    if (this.#holding && this.#o.locks !== null)
+      await this.#o.locks.unlock("coordinator", this.#o.holder).catch(() => undefined);
   }
 
   /** Whether this process coordinates its site. */
@@ -71,7 +76,10 @@ export class Coordinator implements Service {
     while (!this.#stop.signal.aborted) {
       const asked = this.#o.time.monotonic();
       try {
-        const lock = this.#o.locks === null ? { fresh: false } : await this.#o.locks.lock("coordinator", this.#o.holder, this.#o.termMs);
+        const lock =
+          this.#o.locks === null
+            ? { fresh: false }
+            : await this.#o.locks.lock("coordinator", this.#o.holder, this.#o.termMs);
         if (lock !== null) {
           if (!this.#holding) this.#log.info("coordinates the site", { fresh: lock.fresh });
           this.#holding = true;
@@ -93,7 +101,8 @@ export class Coordinator implements Service {
     const { heartbeat } = message;
     if (heartbeat.set > this.#o.setNumber()) this.#o.onNewerSet(heartbeat.set);
     const answer = this.#o.word.heartbeat(heartbeat);
-    if (answer !== undefined) this.#o.messenger.publish(answerSubject(this.#o.group, heartbeat.dc, heartbeat.node), pack(answer));
+    if (answer !== undefined)
+      this.#o.messenger.publish(answerSubject(this.#o.group, heartbeat.dc, heartbeat.node), pack(answer));
   }
 
   async #vote(request: VoteRequest, respond: (data: Uint8Array) => void): Promise<void> {

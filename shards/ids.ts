@@ -14,7 +14,8 @@ export type Partition = Branded<"Partition">;
 export type SiteName = string;
 
 function whole<T>(value: number, what: string): T {
-  if (!Number.isSafeInteger(value) || value < 0) throw new RangeError(`${what} must be a whole number from 0, got ${value}`);
+  if (!Number.isSafeInteger(value) || value < 0)
+    throw new RangeError(`${what} must be a whole number from 0, got ${value}`);
   return value as T;
 }
 

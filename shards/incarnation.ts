@@ -8,8 +8,8 @@ export interface GroupFacts {
   readonly group: string;
   readonly datacenter: SiteName;
   readonly generation: number;
-  readonly shards: number;
-  readonly partitions: number;
+  /** Null: not known yet; the database says, if it is not new. */
+  readonly size: { readonly shards: number; readonly partitions: number } | null;
 }
 
 /**
@@ -18,21 +18,30 @@ export interface GroupFacts {
  * what is stored in it.
  * @param closing a number never used before
  * @param run names this run of the datacenter, in case this is its first process
- * @returns the identity that later statements are meant for
+ * @returns the identity that later statements are meant for; null: the database is new, and the group's size not known yet
  */
 export async function meetDatabase(
   database: Database,
   facts: GroupFacts,
-  options: { readonly node: string; readonly goneMs: number; readonly closing: number; readonly run: string; readonly wall: number; readonly log: Logger },
-): Promise<Identity> {
+  options: {
+    readonly node: string;
+    readonly goneMs: number;
+    readonly closing: number;
+    readonly run: string;
+    readonly wall: number;
+    readonly log: Logger;
+  },
+): Promise<Identity | null> {
   const identity = await database.meet(async (client) => {
     await client.query("SELECT pg_advisory_xact_lock(7305129)");
     // Read behind the lock: another process may have raised the restore number meanwhile.
     let found = await readIdentity(client);
-    await client.query(
-      `INSERT INTO meta (group_name, datacenter, generation, shards, partitions, system_id, timeline) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
-      [facts.group, facts.datacenter, facts.generation, facts.shards, facts.partitions, found.systemId, found.timeline],
-    );
+    const { size } = facts;
+    if (size !== null)
+      await client.query(
+        `INSERT INTO meta (group_name, datacenter, generation, shards, partitions, system_id, timeline) VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING`,
+        [facts.group, facts.datacenter, facts.generation, size.shards, size.partitions, found.systemId, found.timeline],
+      );
     const { rows } = await client.query<{
       group_name: string;
       datacenter: string;
@@ -44,44 +53,72 @@ export async function meetDatabase(
       timeline: number;
     }>("SELECT * FROM meta FOR UPDATE");
     const meta = rows[0];
-    if (meta === undefined) throw new Error("the table meta is empty");
+    if (meta === undefined) return null;
     for (const [what, here, there] of [
       ["group", facts.group, meta.group_name],
       ["datacenter", facts.datacenter, meta.datacenter],
       ["log generation", facts.generation, meta.generation],
-      ["number of shards", facts.shards, meta.shards],
-      ["number of partitions", facts.partitions, meta.partitions],
+      ["number of shards", size?.shards ?? meta.shards, meta.shards],
+      ["number of partitions", size?.partitions ?? meta.partitions, meta.partitions],
     ] as const)
       if (here !== there)
-        throw new FatalError("wrong_database", `the database belongs to ${what} '${there}', this process to '${here}'`, "Mend HOTHOT_DATABASE_URL, HOTHOT_GROUP or HOTHOT_DC: each datacenter has a database of its own.");
-    await client.query("INSERT INTO shard_head (shard, partition) SELECT s, s % $2 FROM generate_series(0, $1 - 1) AS s ON CONFLICT DO NOTHING", [facts.shards, facts.partitions]);
-    await client.query("INSERT INTO partition_progress (partition) SELECT p FROM generate_series(0, $1 - 1) AS p ON CONFLICT DO NOTHING", [facts.partitions]);
-    if (meta.system_id !== found.systemId) found = { ...found, restoreNumber: Math.max(meta.restore_number + 1, Math.floor(options.wall / 1000)) };
+        throw new FatalError(
+          "wrong_database",
+          `the database belongs to ${what} '${there}', this process to '${here}'`,
+          "Mend HOTHOT_DATABASE_URL, HOTHOT_GROUP or HOTHOT_DC: each datacenter has a database of its own.",
+        );
+    await client.query(
+      "INSERT INTO shard_head (shard, partition) SELECT s, s % $2 FROM generate_series(0, $1 - 1) AS s ON CONFLICT DO NOTHING",
+      [meta.shards, meta.partitions],
+    );
+    await client.query(
+      "INSERT INTO partition_progress (partition) SELECT p FROM generate_series(0, $1 - 1) AS p ON CONFLICT DO NOTHING",
+      [meta.partitions],
+    );
+    if (meta.system_id !== found.systemId)
+      found = { ...found, restoreNumber: Math.max(meta.restore_number + 1, Math.floor(options.wall / 1000)) };
     const stored: Identity = { systemId: meta.system_id, restoreNumber: meta.restore_number, timeline: meta.timeline };
     if (stored.systemId !== found.systemId || incarnationOf(stored) !== incarnationOf(found)) {
-      options.log.error("the database is a new incarnation: what it says it owns is closed until the log confirms it", { stored, found });
-      await client.query("UPDATE meta SET system_id = $1, restore_number = $2, timeline = $3", [found.systemId, found.restoreNumber, found.timeline]);
+      options.log.error("the database is a new incarnation: what it says it owns is closed until the log confirms it", {
+        stored,
+        found,
+      });
+      await client.query("UPDATE meta SET system_id = $1, restore_number = $2, timeline = $3", [
+        found.systemId,
+        found.restoreNumber,
+        found.timeline,
+      ]);
       await close(client, options.closing);
       // The coordinator's lock is nobody's: whoever takes it keeps the silence of a fresh one.
       await client.query("DELETE FROM locks");
     }
-    const alive = await client.query("SELECT 1 FROM nodes WHERE node <> $1 AND seen_at > clock_timestamp() - $2 * interval '1 millisecond'", [options.node, options.goneMs]);
+    const alive = await client.query(
+      "SELECT 1 FROM nodes WHERE node <> $1 AND seen_at > clock_timestamp() - $2 * interval '1 millisecond'",
+      [options.node, options.goneMs],
+    );
     if (alive.rowCount === 0) {
       // The first process of the datacenter: the log confirms anew what is owned, before it is served (rule g).
       await client.query("UPDATE meta SET run = $1", [options.run]);
-      await client.query("UPDATE shard_head SET confirmed = false, revision = revision + 1 WHERE confirmed AND state <> 'replica'");
+      await client.query(
+        "UPDATE shard_head SET confirmed = false, revision = revision + 1 WHERE confirmed AND state <> 'replica'",
+      );
     }
     return found;
   });
-  database.adopt(identity);
+  if (identity !== null) database.adopt(identity);
   return identity;
 }
 
 /** Repeats `meetDatabase` until the database answers, since a failover may be under way. */
-export async function meetAgain(meet: () => Promise<Identity>, sleep: () => Promise<void>, log: Logger, stopped: () => boolean): Promise<Identity | undefined> {
+export async function meetAgain(
+  meet: () => Promise<Identity | null>,
+  sleep: () => Promise<void>,
+  log: Logger,
+  stopped: () => boolean,
+): Promise<Identity | undefined> {
   while (!stopped()) {
     try {
-      return await meet();
+      return (await meet()) ?? undefined;
     } catch (error) {
       if (error instanceof FatalError) throw error;
       log.warn("the new incarnation of the database can't be met yet", { error: asError(error) });

@@ -49,7 +49,8 @@ export class LeaderKeeper implements Service {
 
   async start(): Promise<void> {
     this.#unsubscribe = this.#o.map.onChange((head, before) => {
-      if (before !== undefined && (head.epoch !== before.epoch || head.state === "moving")) this.#changedAt = this.#o.time.monotonic();
+      if (before !== undefined && (head.epoch !== before.epoch || head.state === "moving"))
+        this.#changedAt = this.#o.time.monotonic();
     });
     this.#loop = this.#keep();
   }
@@ -92,11 +93,18 @@ export class LeaderKeeper implements Service {
       if (state?.leader === undefined) continue;
       const alive = (site: SiteName): boolean => {
         const witness = set.sites.some((s) => s.name === site && s.witness);
-        return this.#o.hears().includes(site) && (witness || site === this.#o.site || this.#o.peers.silentMs(site) < 1_000);
+        return (
+          this.#o.hears().includes(site) && (witness || site === this.#o.site || this.#o.peers.silentMs(site) < 1_000)
+        );
       };
       const candidates = state.replicas
         .filter((site) => set.sites.some((s) => s.name === site) && alive(site))
-        .map((site) => ({ site, witness: set.sites.some((s) => s.name === site && s.witness), owned: owned.get(site) ?? 0, leads: leads.get(site) ?? 0 }));
+        .map((site) => ({
+          site,
+          witness: set.sites.some((s) => s.name === site && s.witness),
+          owned: owned.get(site) ?? 0,
+          leads: leads.get(site) ?? 0,
+        }));
       const wanted = preferredLeader({ owner: this.#o.site, leader: state.leader, candidates });
       if (wanted === undefined || wanted === state.leader) {
         leads.set(state.leader, (leads.get(state.leader) ?? 0) + 1);

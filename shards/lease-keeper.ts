@@ -71,7 +71,9 @@ export class LeaseKeeper implements Service {
 
   async start(): Promise<void> {
     for (const [site, incarnation] of await this.#o.store.incarnations()) this.#acks[site] = [incarnation, 0];
-    this.#unsubscribe = this.#o.messenger.subscribe(answerSubject(this.#o.group, this.#o.dc, this.#o.node), (message) => this.#answered(unpack(message.data) as SiteAnswer));
+    this.#unsubscribe = this.#o.messenger.subscribe(answerSubject(this.#o.group, this.#o.dc, this.#o.node), (message) =>
+      this.#answered(unpack(message.data) as SiteAnswer),
+    );
     this.#loops = [this.#canaries(), this.#heartbeats()];
   }
 
@@ -122,12 +124,19 @@ export class LeaseKeeper implements Service {
     while (!this.#stop.signal.aborted) {
       const began = this.#o.time.monotonic();
       try {
-        this.#othersInDatacenter = await this.#o.store.refreshNode(this.#o.node, this.#o.url, this.#o.leaseMs + this.#o.marginMs);
+        this.#othersInDatacenter = await this.#o.store.refreshNode(
+          this.#o.node,
+          this.#o.url,
+          this.#o.leaseMs + this.#o.marginMs,
+        );
         this.#healthyAt = began;
       } catch (error) {
         this.#log.warn("canary write failed", { error: asError(error), healthy: this.healthy });
       }
-      await this.#o.time.sleep(Math.max(10, this.#o.heartbeatMs * 2 - (this.#o.time.monotonic() - began)), this.#stop.signal);
+      await this.#o.time.sleep(
+        Math.max(10, this.#o.heartbeatMs * 2 - (this.#o.time.monotonic() - began)),
+        this.#stop.signal,
+      );
     }
   }
 
@@ -144,7 +153,14 @@ export class LeaseKeeper implements Service {
     const acks: Record<SiteName, readonly [number, number]> = {};
     for (const [site, ack] of Object.entries(this.#acks)) acks[site] = [...ack];
     const message: HeartbeatMessage = {
-      heartbeat: { set: this.#o.siteSet().number, dc: this.#o.dc, node: this.#o.node, beat, incarnation: this.#o.incarnation(), acks },
+      heartbeat: {
+        set: this.#o.siteSet().number,
+        dc: this.#o.dc,
+        node: this.#o.node,
+        beat,
+        incarnation: this.#o.incarnation(),
+        acks,
+      },
       report: { ...this.#o.report(), dc: this.#o.dc, node: this.#o.node, leaseMsLeft: this.msLeft, hears: this.hears },
     };
     const bytes = pack(message);
@@ -167,15 +183,23 @@ export class LeaseKeeper implements Service {
   /** Stops serving, stores the fence, and only then acknowledges (rule d). */
   async #refused(answer: Extract<SiteAnswer, { kind: "refusal" }>): Promise<void> {
     const [incarnation, number] = this.#acks[answer.site] ?? [0, -1];
-    if (incarnation > answer.incarnation || (incarnation === answer.incarnation && number >= answer.vote.number)) return;
+    if (incarnation > answer.incarnation || (incarnation === answer.incarnation && number >= answer.vote.number))
+      return;
     if (this.#fencing > 0) return;
     this.#fencing++;
     this.#lease.drop();
     this.#notify();
-    this.#log.warn("a site refuses its promise until its vote is acknowledged", { site: answer.site, vote: answer.vote.number });
+    this.#log.warn("a site refuses its promise until its vote is acknowledged", {
+      site: answer.site,
+      vote: answer.vote.number,
+    });
     try {
       const closing = 1 + Math.floor(this.#o.random.next() * (2 ** 52 - 1));
-      const heads = await this.#o.store.fence(answer.vote.epochs, { site: answer.site, incarnation: answer.incarnation }, closing);
+      const heads = await this.#o.store.fence(
+        answer.vote.epochs,
+        { site: answer.site, incarnation: answer.incarnation },
+        closing,
+      );
       for (const head of heads) this.#o.map.adopt(head);
       this.#acks[answer.site] = [answer.incarnation, answer.vote.number];
     } catch (error) {

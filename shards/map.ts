@@ -57,7 +57,12 @@ export class ShardMap {
   /** After a new incarnation of the own database: what was known may have been forgotten there. */
   reset(): void {
     for (const head of this.all()) {
-      const suspended: Head = { ...head, state: head.state === "replica" ? "replica" : "suspended", confirmed: false, revision: -1 };
+      const suspended: Head = {
+        ...head,
+        state: head.state === "replica" ? "replica" : "suspended",
+        confirmed: false,
+        revision: -1,
+      };
       this.#heads[head.shard] = suspended;
       for (const listener of this.#listeners) listener(suspended, head);
     }

@@ -31,6 +31,8 @@ export interface OwnershipLog {
 /** Who leads the log's partitions. */
 export interface LogLeaders {
   /** Site of the leader (undefined: none now), and sites that hold a replica. */
-  leader(partition: Partition): Promise<{ readonly leader: SiteName | undefined; readonly replicas: readonly SiteName[] } | undefined>;
+  leader(
+    partition: Partition,
+  ): Promise<{ readonly leader: SiteName | undefined; readonly replicas: readonly SiteName[] } | undefined>;
   handOver(partition: Partition, to: SiteName): Promise<void>;
 }

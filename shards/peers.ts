@@ -43,7 +43,7 @@ export class Peers {
   heard(report: NodeReport): void {
     const at = this.#clock.monotonic();
     let nodes = this.#heard.get(report.dc);
-    if (nodes === undefined) this.#heard.set(report.dc, (nodes = new Map()));
+    if (nodes === undefined) this.#heard.set(report.dc, (nodes = new Map<string, Heard>()));
     nodes.set(report.node, { at, report });
     for (let i = 0; i + 2 < report.heads.length; i += 3)
       this.learnHead(report.heads[i] as ShardId, report.heads[i + 1] as Epoch, report.heads[i + 2] as Position);
@@ -71,7 +71,9 @@ export class Peers {
   /** Reports of the datacenter's nodes that are alive. */
   reports(dc: SiteName): NodeReport[] {
     const now = this.#clock.monotonic();
-    return [...(this.#heard.get(dc)?.values() ?? [])].filter((heard) => now - heard.at < this.#deadMs).map((heard) => heard.report);
+    return [...(this.#heard.get(dc)?.values() ?? [])]
+      .filter((heard) => now - heard.at < this.#deadMs)
+      .map((heard) => heard.report);
   }
 
   /** The last report, however old. */
@@ -85,12 +87,22 @@ export class Peers {
     if (silent > this.#deadMs) return this.#heardByOthers(dc) ? "suspect" : "dead";
     if (silent > this.#suspectMs) return "suspect";
     const reports = this.reports(dc);
-    return reports.some((r) => r.state === "serving") ? "serving" : reports.some((r) => r.state === "catching_up") ? "catching_up" : "fenced";
+    return reports.some((r) => r.state === "serving")
+      ? "serving"
+      : reports.some((r) => r.state === "catching_up")
+        ? "catching_up"
+        : "fenced";
   }
 
   /** Only the link to it is down: somebody else hears it, and can relay. */
   #heardByOthers(dc: SiteName): boolean {
-    for (const other of this.#heard.keys()) if (other !== dc && this.silentMs(other) < this.#suspectMs && this.reports(other).some((report) => report.hears.includes(dc))) return true;
+    for (const other of this.#heard.keys())
+      if (
+        other !== dc &&
+        this.silentMs(other) < this.#suspectMs &&
+        this.reports(other).some((report) => report.hears.includes(dc))
+      )
+        return true;
     return false;
   }
 
@@ -98,6 +110,9 @@ export class Peers {
   canOpen(dc: SiteName, partition: Partition): boolean {
     if (this.silentMs(dc) > this.#suspectMs) return false;
     const reports = this.reports(dc);
-    return reports.some((report) => report.state !== "fenced") && reports.every((report) => !report.blocked.includes(partition));
+    return (
+      reports.some((report) => report.state !== "fenced") &&
+      reports.every((report) => !report.blocked.includes(partition))
+    );
   }
 }

@@ -4,7 +4,8 @@ import type { Head } from "./map.js";
 import { shardTransitions, type ShardState } from "./states.js";
 import type { Lock, ShardStore, Vote, VoteStore } from "./store.js";
 
-const columns = "shard, partition, owner, epoch, state, position, published, tenure, closing, confirmed, since, kind, reason, stopped, revision";
+const columns =
+  "shard, partition, owner, epoch, state, position, published, tenure, closing, confirmed, since, kind, reason, stopped, revision";
 
 interface Row {
   readonly shard: number;
@@ -46,27 +47,39 @@ function headOf(row: Row): Head {
 
 /** States from which an event suspends, by the one table of states.ts. */
 const suspendedFrom = (event: "fence" | "close"): ShardState[] =>
-  shardTransitions.flatMap((row) => (row.event === event && row.next === "suspended" && row.current !== "any" ? [row.current] : []));
+  shardTransitions.flatMap((row) =>
+    row.event === event && row.next === "suspended" && row.current !== "any" ? [row.current] : [],
+  );
 
 /** ShardStore on the datacenter's Postgres. Its pool is apart from that of user writes, so that they can't starve a lease. */
 export class PostgresShardStore implements ShardStore, VoteStore {
   constructor(private readonly database: Database) {}
 
   async heads(): Promise<Head[]> {
-    const { rows } = await this.database.pool.query<Row>({ name: "heads", text: `SELECT ${columns} FROM shard_head ORDER BY shard` });
+    const { rows } = await this.database.pool.query<Row>({
+      name: "heads",
+      text: `SELECT ${columns} FROM shard_head ORDER BY shard`,
+    });
     return rows.map(headOf);
   }
 
-  fence(epochs: Readonly<Record<string, number>>, voter: { readonly site: SiteName; readonly incarnation: number }, closing: number): Promise<Head[]> {
+  fence(
+    epochs: Readonly<Record<string, number>>,
+    voter: { readonly site: SiteName; readonly incarnation: number },
+    closing: number,
+  ): Promise<Head[]> {
     return this.database.transaction(async (client) => {
       await client.query("SELECT 1 FROM shard_head ORDER BY shard FOR NO KEY UPDATE");
-      const known = await client.query<{ incarnation: number }>("SELECT incarnation FROM site_incarnations WHERE site = $1", [voter.site]);
+      const known = await client.query<{ incarnation: number }>(
+        "SELECT incarnation FROM site_incarnations WHERE site = $1",
+        [voter.site],
+      );
       const before = known.rows[0]?.incarnation;
       if (before === undefined || before < voter.incarnation)
-        await client.query("INSERT INTO site_incarnations (site, incarnation) VALUES ($1, $2) ON CONFLICT (site) DO UPDATE SET incarnation = greatest(site_incarnations.incarnation, excluded.incarnation)", [
-          voter.site,
-          voter.incarnation,
-        ]);
+        await client.query(
+          "INSERT INTO site_incarnations (site, incarnation) VALUES ($1, $2) ON CONFLICT (site) DO UPDATE SET incarnation = greatest(site_incarnations.incarnation, excluded.incarnation)",
+          [voter.site, voter.incarnation],
+        );
       const entries = Object.entries(epochs);
       await client.query(
         `UPDATE shard_head h SET fenced_through = greatest(h.fenced_through, v.epoch),
@@ -82,7 +95,9 @@ export class PostgresShardStore implements ShardStore, VoteStore {
   }
 
   async incarnations(): Promise<Map<SiteName, number>> {
-    const { rows } = await this.database.pool.query<{ site: string; incarnation: number }>("SELECT site, incarnation FROM site_incarnations");
+    const { rows } = await this.database.pool.query<{ site: string; incarnation: number }>(
+      "SELECT site, incarnation FROM site_incarnations",
+    );
     return new Map(rows.map((row) => [row.site, row.incarnation]));
   }
 
@@ -128,7 +143,12 @@ export class PostgresShardStore implements ShardStore, VoteStore {
     await this.database.pool.query("DELETE FROM nodes WHERE node = $1", [node]);
   }
 
-  async beginMove(shard: ShardId, at: Epoch, node: string, goneMs: number): Promise<{ head: Head; nodes: string[] } | null> {
+  async beginMove(
+    shard: ShardId,
+    at: Epoch,
+    node: string,
+    goneMs: number,
+  ): Promise<{ head: Head; nodes: string[] } | null> {
     const { rows } = await this.database.pool.query<Row & { nodes: string[] }>({
       name: "begin_move",
       text: `UPDATE shard_head SET state = 'moving', revision = revision + 1 WHERE shard = $1 AND epoch = $2 AND state = 'owned' AND confirmed
@@ -150,19 +170,23 @@ export class PostgresShardStore implements ShardStore, VoteStore {
   }
 
   async load(): Promise<Map<SiteName, Vote>> {
-    const { rows } = await this.database.pool.query<{ target: string; number: number; epochs: Record<string, number> }>("SELECT target, number, epochs FROM site_votes");
+    const { rows } = await this.database.pool.query<{ target: string; number: number; epochs: Record<string, number> }>(
+      "SELECT target, number, epochs FROM site_votes",
+    );
     return new Map(rows.map((row) => [row.target, { number: row.number, epochs: row.epochs }]));
   }
 
   vote(target: SiteName, epochs: Readonly<Record<string, number>>): Promise<Vote> {
     return this.database.transaction(async (client) => {
-      const { rows } = await client.query<{ number: number; epochs: Record<string, number> }>("SELECT number, epochs FROM site_votes WHERE target = $1 FOR UPDATE", [target]);
+      const { rows } = await client.query<{ number: number; epochs: Record<string, number> }>(
+        "SELECT number, epochs FROM site_votes WHERE target = $1 FOR UPDATE",
+        [target],
+      );
       const vote = addVote(rows[0], epochs);
-      await client.query("INSERT INTO site_votes (target, number, epochs) VALUES ($1, $2, $3) ON CONFLICT (target) DO UPDATE SET number = excluded.number, epochs = excluded.epochs", [
-        target,
-        vote.number,
-        JSON.stringify(vote.epochs),
-      ]);
+      await client.query(
+        "INSERT INTO site_votes (target, number, epochs) VALUES ($1, $2, $3) ON CONFLICT (target) DO UPDATE SET number = excluded.number, epochs = excluded.epochs",
+        [target, vote.number, JSON.stringify(vote.epochs)],
+      );
       return vote;
     });
   }

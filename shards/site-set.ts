@@ -13,13 +13,18 @@ export interface SiteSet {
   readonly partitions: number;
 }
 
-export const datacentersOf = (set: SiteSet): SiteName[] => set.sites.filter((site) => !site.witness).map((site) => site.name);
+export const datacentersOf = (set: SiteSet): SiteName[] =>
+  set.sites.filter((site) => !site.witness).map((site) => site.name);
 
 /** Whether a dead datacenter can be taken over without an operator, and if not why. */
 export function automaticTakeover(set: SiteSet): { readonly possible: boolean; readonly why: string | null } {
-  if (set.failoverPaused) return { possible: false, why: "automatic takeovers are paused (`hothot failover resume` ends that)" };
+  if (set.failoverPaused)
+    return { possible: false, why: "automatic takeovers are paused (`hothot failover resume` ends that)" };
   if (set.sites.length < 3)
-    return { possible: false, why: `with ${set.sites.length} site(s) nobody can outvote a silent one: add a witness, or use \`hothot takeover --force\`` };
+    return {
+      possible: false,
+      why: `with ${set.sites.length} site(s) nobody can outvote a silent one: add a witness, or use \`hothot takeover --force\``,
+    };
   return { possible: true, why: null };
 }
 
@@ -28,7 +33,8 @@ export const votesNeeded = (set: SiteSet): number => majority(set.sites.length);
 /** @throws TypeError when the record is not one. */
 export function decodeSiteSet(bytes: Uint8Array): SiteSet {
   const value = JSON.parse(Buffer.from(bytes).toString("utf8")) as SiteSet;
-  if (!Number.isSafeInteger(value.number) || !Array.isArray(value.sites) || !Number.isSafeInteger(value.shards)) throw new TypeError("not a site set");
+  if (!Number.isSafeInteger(value.number) || !Array.isArray(value.sites) || !Number.isSafeInteger(value.shards))
+    throw new TypeError("not a site set");
   return value;
 }
 

@@ -19,7 +19,13 @@ export interface Heartbeat {
 /** A site's answer: a promise for `leaseMs` from receipt, or the vote that the node has to acknowledge first. */
 export type SiteAnswer =
   | { readonly kind: "promise"; readonly site: SiteName; readonly incarnation: number; readonly beat: number }
-  | { readonly kind: "refusal"; readonly site: SiteName; readonly incarnation: number; readonly beat: number; readonly vote: Vote };
+  | {
+      readonly kind: "refusal";
+      readonly site: SiteName;
+      readonly incarnation: number;
+      readonly beat: number;
+      readonly vote: Vote;
+    };
 
 export interface VoteRequest {
   readonly set: number;
@@ -142,7 +148,11 @@ export class SiteWord {
 
   /** Votes against the target: stored before it is given, and given only if nothing has changed meanwhile. */
   async vote(request: VoteRequest): Promise<Vote | undefined> {
-    const may = (): boolean => this.speaks && request.set === this.#o.setNumber() && request.target !== this.#o.site && this.free(request.target);
+    const may = (): boolean =>
+      this.speaks &&
+      request.set === this.#o.setNumber() &&
+      request.target !== this.#o.site &&
+      this.free(request.target);
     if (!may()) return undefined;
     const vote = await this.#o.votes.vote(request.target, request.epochs);
     const known = this.#votes.get(request.target);

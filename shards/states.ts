@@ -11,7 +11,8 @@ export const shardStates = ["replica", "owned", "moving", "suspended"] as const;
 export type ShardState = (typeof shardStates)[number];
 
 /** What happens to a shard. `open` events are folded from the log, the others come from inside the datacenter. */
-export type ShardEvent = "open_self" | "open_self_fenced" | "open_other" | "fence" | "close" | "move" | "move_called_off";
+export type ShardEvent =
+  "open_self" | "open_self_fenced" | "open_other" | "fence" | "close" | "move" | "move_called_off";
 
 export interface Transition {
   readonly current: ShardState | "any";
@@ -24,7 +25,12 @@ export interface Transition {
 /** The one table. An event without a row changes nothing. */
 export const shardTransitions: readonly Transition[] = [
   { current: "any", event: "open_self", next: "owned", why: "the log opened the shard here" },
-  { current: "any", event: "open_self_fenced", next: "suspended", why: "the log opened the shard here, at or below a fence" },
+  {
+    current: "any",
+    event: "open_self_fenced",
+    next: "suspended",
+    why: "the log opened the shard here, at or below a fence",
+  },
   { current: "any", event: "open_other", next: "replica", why: "the log opened the shard in another datacenter" },
   { current: "owned", event: "fence", next: "suspended", why: "a site voted against this epoch" },
   { current: "moving", event: "fence", next: "suspended", why: "a site voted against this epoch during a move" },

@@ -32,7 +32,11 @@ export interface ShardStore {
    * voter's incarnation, and closes the datacenter when that is a newer one than was known (rule i).
    * @param closing a number never used before, in case of a closing
    */
-  fence(epochs: Readonly<Record<string, number>>, voter: { readonly site: SiteName; readonly incarnation: number }, closing: number): Promise<Head[]>;
+  fence(
+    epochs: Readonly<Record<string, number>>,
+    voter: { readonly site: SiteName; readonly incarnation: number },
+    closing: number,
+  ): Promise<Head[]>;
   /** Incarnations of other sites, as far as met. */
   incarnations(): Promise<Map<SiteName, number>>;
   /** Takes or renews a lock with a time-bound lease by the database's clock; null: another one holds it. */
@@ -47,7 +51,12 @@ export interface ShardStore {
    * Sets `moving` (rule g), after which no write of the epoch can commit; null: the shard is not owned in this epoch.
    * @returns the head with its final position, and the datacenter's other live nodes as of this statement (rule h)
    */
-  beginMove(shard: ShardId, epoch: Epoch, node: string, goneMs: number): Promise<{ readonly head: Head; readonly nodes: readonly string[] } | null>;
+  beginMove(
+    shard: ShardId,
+    epoch: Epoch,
+    node: string,
+    goneMs: number,
+  ): Promise<{ readonly head: Head; readonly nodes: readonly string[] } | null>;
   /** The move was called off before its append was tried: the same epoch goes on, unless a fence came meanwhile (rule d). */
   endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
 }

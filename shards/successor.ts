@@ -4,7 +4,11 @@ import { hashText, type Partition, type SiteName } from "./ids.js";
  * Survivors in the order in which they open a partition of a dead datacenter: the preference list first, then
  * rendezvous hash. Every survivor that sees the same survivors computes the same order.
  */
-export function successionOrder(partition: Partition, survivors: readonly SiteName[], preferences: readonly SiteName[] = []): SiteName[] {
+export function successionOrder(
+  partition: Partition,
+  survivors: readonly SiteName[],
+  preferences: readonly SiteName[] = [],
+): SiteName[] {
   const rank = (site: SiteName): number => {
     const at = preferences.indexOf(site);
     return at < 0 ? preferences.length : at;
@@ -28,7 +32,12 @@ export function preferredLeader(facts: {
   readonly owner: SiteName;
   readonly leader: SiteName | undefined;
   /** Sites that hold a replica, are alive, and are reached by every live site. */
-  readonly candidates: readonly { readonly site: SiteName; readonly witness: boolean; readonly owned: number; readonly leads: number }[];
+  readonly candidates: readonly {
+    readonly site: SiteName;
+    readonly witness: boolean;
+    readonly owned: number;
+    readonly leads: number;
+  }[];
 }): SiteName | undefined {
   const eligible = facts.candidates.filter((candidate) => candidate.site !== facts.owner);
   const hasWitness = eligible.some((candidate) => candidate.witness);

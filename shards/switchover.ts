@@ -74,7 +74,8 @@ export class Switchover {
     const head = this.#o.map.get(shard);
     if (head?.owner !== this.#o.site) return { kind: "called_off", why: `${this.#o.site} does not own shard ${shard}` };
     if (to === this.#o.site) return { kind: "called_off", why: `${to} owns shard ${shard} already` };
-    if (this.#moving.has(shard) || head.state === "moving") return { kind: "called_off", why: "the shard is being moved already" };
+    if (this.#moving.has(shard) || head.state === "moving")
+      return { kind: "called_off", why: "the shard is being moved already" };
     if (!this.#o.leaseValid()) return { kind: "called_off", why: `${this.#o.site} has no lease` };
     if (!this.#o.canOpen(to, head.partition)) return { kind: "called_off", why: `${to} can't open the shard now` };
     this.#moving.add(shard);
@@ -99,7 +100,8 @@ export class Switchover {
       await Promise.all(started.nodes.map((node) => this.#o.hold(node, head, confirmMs)));
       phase("hold", began);
       const flushing = time.monotonic();
-      if (!(await this.#o.flush(head, flushing + flushMs))) return await this.#callOff(head, "the log did not take the shard's last writes in time");
+      if (!(await this.#o.flush(head, flushing + flushMs)))
+        return await this.#callOff(head, "the log did not take the shard's last writes in time");
       phase("flush", flushing);
       const carrying = time.monotonic();
       await this.#o.carry(head, to, carryMs);
@@ -109,13 +111,26 @@ export class Switchover {
     }
     if (!this.#o.leaseValid()) return this.#callOff(head, "the lease ran out");
     if (!this.#o.canOpen(to, head.partition)) return this.#callOff(head, `${to} can't open the shard any more`);
-    if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving") return { kind: "unsettled", why: "the shard was fenced during the move" };
+    if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving")
+      return { kind: "unsettled", why: "the shard was fenced during the move" };
     const result = await this.#o.ownership.open(
-      { shard, against: head.epoch, from: this.#o.site, to, kind: request.kind, reason: request.reason, by: request.by, sameTenure: true, closing: 0, phasesMs: phases },
+      {
+        shard,
+        against: head.epoch,
+        from: this.#o.site,
+        to,
+        kind: request.kind,
+        reason: request.reason,
+        by: request.by,
+        sameTenure: true,
+        closing: 0,
+        phasesMs: phases,
+      },
       time.monotonic() + appendMs,
     );
     if (result.kind === "unknown") return { kind: "unsettled", why: "the log did not answer the append in time" };
-    if (result.kind === "moved" && result.owner !== to) return { kind: "unsettled", why: `${result.owner} opened the shard meanwhile` };
+    if (result.kind === "moved" && result.owner !== to)
+      return { kind: "unsettled", why: `${result.owner} opened the shard meanwhile` };
     const epoch = (head.epoch + 1) as Epoch;
     const served = await within(time, openedMs, this.#o.opened(to, shard, epoch, openedMs), false);
     const heldMs = time.monotonic() - began;

@@ -71,7 +71,11 @@ export class TakeoverWatch implements Service {
    * An operator's takeover of some shards of a datacenter by this one.
    * @returns the shards that were opened here
    */
-  async takeOver(target: SiteName, shards: readonly Head[], order: { readonly by: string; readonly reason: string; readonly forced: boolean }): Promise<ReadonlySet<number>> {
+  async takeOver(
+    target: SiteName,
+    shards: readonly Head[],
+    order: { readonly by: string; readonly reason: string; readonly forced: boolean },
+  ): Promise<ReadonlySet<number>> {
     const set = this.#o.siteSet();
     const began = this.#o.time.monotonic();
     if (!(await this.#collectVotes(set, target, shards, order.forced))) return new Set();
@@ -101,7 +105,11 @@ export class TakeoverWatch implements Service {
   async #takeOver(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<void> {
     const { time } = this.#o;
     const began = time.monotonic();
-    this.#log.warn("asks for votes", { target, shards: shards.length, silentMs: Math.round(this.#o.word.silentMs(target)) });
+    this.#log.warn("asks for votes", {
+      target,
+      shards: shards.length,
+      silentMs: Math.round(this.#o.word.silentMs(target)),
+    });
     if (!(await this.#collectVotes(set, target, shards))) {
       this.#log.warn("too few votes", { target });
       return;
@@ -111,7 +119,11 @@ export class TakeoverWatch implements Service {
     const survivors = datacentersOf(set).filter((dc) => dc !== target);
     const byPartition = new Map<Partition, Head[]>();
     for (const head of shards) byPartition.set(head.partition, [...(byPartition.get(head.partition) ?? []), head]);
-    const opened = await Promise.all([...byPartition].map(([partition, heads]) => this.#openPartition(target, partition, heads, survivors, { began, voted, deadline })));
+    const opened = await Promise.all(
+      [...byPartition].map(([partition, heads]) =>
+        this.#openPartition(target, partition, heads, survivors, { began, voted, deadline }),
+      ),
+    );
     const total = opened.reduce((sum, n) => sum + n, 0);
     if (total > 0) {
       this.#log.warn("sealed", { target, shards: total, ms: Math.round(time.monotonic() - began) });
@@ -120,24 +132,46 @@ export class TakeoverWatch implements Service {
   }
 
   /** @returns how many shards of the partition this datacenter opened. */
-  async #openPartition(target: SiteName, partition: Partition, heads: readonly Head[], survivors: readonly SiteName[], times: { began: number; voted: number; deadline: number }): Promise<number> {
+  async #openPartition(
+    target: SiteName,
+    partition: Partition,
+    heads: readonly Head[],
+    survivors: readonly SiteName[],
+    times: { began: number; voted: number; deadline: number },
+  ): Promise<number> {
     const { time, site } = this.#o;
-    const able = survivors.filter((dc) => (dc === site ? this.#o.canOpen(partition) : this.#o.peers.canOpen(dc, partition)));
+    const able = survivors.filter((dc) =>
+      dc === site ? this.#o.canOpen(partition) : this.#o.peers.canOpen(dc, partition),
+    );
     const order = successionOrder(partition, able);
     const rank = order.indexOf(site);
     if (rank < 0) return 0;
     const mine = times.voted + rank * nextInOrderMs;
     if (mine >= times.deadline) return 0;
     await time.sleep(Math.max(0, mine - time.monotonic()), this.#stop.signal);
-    const results = await Promise.all(heads.map((head) => this.#open(target, head, times, { by: site, reason: `${target} was silent` })));
+    const results = await Promise.all(
+      heads.map((head) => this.#open(target, head, times, { by: site, reason: `${target} was silent` })),
+    );
     return results.filter(Boolean).length;
   }
 
   /** Ownership and own lease are checked again before the append. */
-  async #open(target: SiteName, head: Head, times: { began: number; voted: number; deadline: number }, order: { readonly by: string; readonly reason: string }): Promise<boolean> {
+  async #open(
+    target: SiteName,
+    head: Head,
+    times: { began: number; voted: number; deadline: number },
+    order: { readonly by: string; readonly reason: string },
+  ): Promise<boolean> {
     const { time, site } = this.#o;
     const now = this.#o.map.get(head.shard);
-    if (this.#stop.signal.aborted || now === undefined || now.epoch !== head.epoch || !this.#o.leaseValid() || time.monotonic() >= times.deadline) return false;
+    if (
+      this.#stop.signal.aborted ||
+      now === undefined ||
+      now.epoch !== head.epoch ||
+      !this.#o.leaseValid() ||
+      time.monotonic() >= times.deadline
+    )
+      return false;
     const result = await this.#o.ownership.open(
       {
         shard: head.shard,
@@ -153,14 +187,21 @@ export class TakeoverWatch implements Service {
       },
       times.deadline,
     );
-    if (result.kind === "unknown") this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
+    if (result.kind === "unknown")
+      this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
     return result.kind === "opened";
   }
 
   async #collectVotes(set: SiteSet, target: SiteName, shards: readonly Head[], forced = false): Promise<boolean> {
     const epochs: Record<string, number> = {};
     for (const head of shards) epochs[String(head.shard)] = head.epoch;
-    const request: VoteRequest = { set: set.number, candidate: this.#o.site, target, epochs, ...(forced ? { forced } : {}) };
+    const request: VoteRequest = {
+      set: set.number,
+      candidate: this.#o.site,
+      target,
+      epochs,
+      ...(forced ? { forced } : {}),
+    };
     const needed = votesNeeded(set);
     const votes = new Set<SiteName>();
     const bytes = pack(request);

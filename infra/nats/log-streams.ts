@@ -1,4 +1,15 @@
-import { append, createStream, readFrom, readLast, readOne, streamState, stepDown, type AppendAnswer, type Stored, type StreamState } from "./streams.js";
+import {
+  append,
+  createStream,
+  readFrom,
+  readLast,
+  readOne,
+  streamState,
+  stepDown,
+  type AppendAnswer,
+  type Stored,
+  type StreamState,
+} from "./streams.js";
 import type { Link } from "./messaging.js";
 
 /** Bounds of one read. */
@@ -13,8 +24,12 @@ export interface ShardMessage extends Stored {
   readonly shard: number;
 }
 
-const withShard = (stored: Stored): ShardMessage => ({ ...stored, shard: Number(stored.subject.slice(stored.subject.lastIndexOf(".") + 1)) });
-const maybe = (stored: Stored | undefined): ShardMessage | undefined => (stored === undefined ? undefined : withShard(stored));
+const withShard = (stored: Stored): ShardMessage => ({
+  ...stored,
+  shard: Number(stored.subject.slice(stored.subject.lastIndexOf(".") + 1)),
+});
+const maybe = (stored: Stored | undefined): ShardMessage | undefined =>
+  stored === undefined ? undefined : withShard(stored);
 
 /**
  * The log's streams: names, subjects, and several ways to reach them. Route 0 is the own site's server (or the one that
@@ -39,15 +54,32 @@ export class LogStreams {
     return `hothot.${this.group}.g${this.generation}.p${partition}.${shard}`;
   }
 
-  append(partition: number, shard: number, data: Uint8Array, expected: number, timeoutMs: number, route: number): Promise<AppendAnswer> {
+  append(
+    partition: number,
+    shard: number,
+    data: Uint8Array,
+    expected: number,
+    timeoutMs: number,
+    route: number,
+  ): Promise<AppendAnswer> {
     return append(this.#link(route), this.subject(partition, shard), data, expected, timeoutMs);
   }
 
-  async readOne(partition: number, sequence: number, timeoutMs: number, route: number): Promise<ShardMessage | undefined> {
+  async readOne(
+    partition: number,
+    sequence: number,
+    timeoutMs: number,
+    route: number,
+  ): Promise<ShardMessage | undefined> {
     return maybe(await readOne(this.#link(route), this.stream(partition), sequence, timeoutMs));
   }
 
-  async readLast(partition: number, shard: number, timeoutMs: number, route: number): Promise<ShardMessage | undefined> {
+  async readLast(
+    partition: number,
+    shard: number,
+    timeoutMs: number,
+    route: number,
+  ): Promise<ShardMessage | undefined> {
     return maybe(await readLast(this.#link(route), this.stream(partition), this.subject(partition, shard), timeoutMs));
   }
 
@@ -76,7 +108,13 @@ export class LogStreams {
   async create(partitions: number, replicas: number, timeoutMs: number): Promise<void> {
     await createStream(this.#link(0), this.controlStream, [this.controlSubject], replicas, timeoutMs);
     for (let partition = 0; partition < partitions; partition++)
-      await createStream(this.#link(0), this.stream(partition), [`hothot.${this.group}.g${this.generation}.p${partition}.*`], replicas, timeoutMs);
+      await createStream(
+        this.#link(0),
+        this.stream(partition),
+        [`hothot.${this.group}.g${this.generation}.p${partition}.*`],
+        replicas,
+        timeoutMs,
+      );
   }
 
   state(partition: number, timeoutMs: number): Promise<StreamState | undefined> {

@@ -1,4 +1,14 @@
-import { connect, createInbox, ErrorCode, Events, headers as newHeaders, NatsError, type Msg, type MsgHdrs, type NatsConnection } from "nats";
+import {
+  connect,
+  createInbox,
+  ErrorCode,
+  Events,
+  headers as newHeaders,
+  NatsError,
+  type Msg,
+  type MsgHdrs,
+  type NatsConnection,
+} from "nats";
 import { FatalError } from "../errors.js";
 import type { Logger } from "../logger.js";
 
@@ -41,7 +51,12 @@ export interface Reply {
 /** A way to the servers that answers requests. */
 export interface Link extends Messenger {
   /** @throws NoResponders | NoAnswer */
-  call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply>;
+  call(
+    subject: string,
+    data: Uint8Array,
+    timeoutMs: number,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<Reply>;
   /** A request with many answers; ends when `last` says so. @throws NoResponders | NoAnswer when `timeoutMs` pass without one. */
   collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]>;
   close(): Promise<void>;
@@ -108,9 +123,19 @@ export class NatsLink implements Link {
       } catch (error) {
         const code = error instanceof NatsError ? error.code : undefined;
         if (code === (ErrorCode.AuthorizationViolation as string))
-          throw new FatalError("nats_refused", `NATS refuses the user '${user}'`, "Check user and password in HOTHOT_NATS_URLS and HOTHOT_NATS_HEARTBEAT_USER.", error);
+          throw new FatalError(
+            "nats_refused",
+            `NATS refuses the user '${user}'`,
+            "Check user and password in HOTHOT_NATS_URLS and HOTHOT_NATS_HEARTBEAT_USER.",
+            error,
+          );
         if (performance.now() > deadline)
-          throw new FatalError("nats_unreachable", `no NATS server answers at ${servers.join(", ")}`, "Start nats-server there, or mend HOTHOT_NATS_URLS.", error);
+          throw new FatalError(
+            "nats_unreachable",
+            `no NATS server answers at ${servers.join(", ")}`,
+            "Start nats-server there, or mend HOTHOT_NATS_URLS.",
+            error,
+          );
         await new Promise((resolve) => setTimeout(resolve, 100));
       }
     }
@@ -130,7 +155,11 @@ export class NatsLink implements Link {
     if (this.connected) this.#nc.publish(subject, data);
   }
 
-  subscribe(subject: string, handler: (message: Message) => void, options: { readonly queue?: string } = {}): () => void {
+  subscribe(
+    subject: string,
+    handler: (message: Message) => void,
+    options: { readonly queue?: string } = {},
+  ): () => void {
     const subscription = this.#nc.subscribe(subject, {
       ...(options.queue === undefined ? {} : { queue: options.queue }),
       callback: (error, message) => {
@@ -157,7 +186,12 @@ export class NatsLink implements Link {
   }
 
   /** A request with headers. @throws NoResponders | NoAnswer */
-  async call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply> {
+  async call(
+    subject: string,
+    data: Uint8Array,
+    timeoutMs: number,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<Reply> {
     // Kept for later it would arrive when nobody waits for it any more.
     if (!this.connected) throw new NoResponders(subject);
     let hdrs: MsgHdrs | undefined;
@@ -166,10 +200,14 @@ export class NatsLink implements Link {
       for (const [name, value] of Object.entries(headers)) hdrs.set(name, value);
     }
     try {
-      const answer = await this.#nc.request(subject, data, { timeout: Math.max(1, timeoutMs), ...(hdrs === undefined ? {} : { headers: hdrs }) });
+      const answer = await this.#nc.request(subject, data, {
+        timeout: Math.max(1, timeoutMs),
+        ...(hdrs === undefined ? {} : { headers: hdrs }),
+      });
       return { data: answer.data, headers: answer.headers };
     } catch (error) {
-      if (error instanceof NatsError && error.code === (ErrorCode.NoResponders as string)) throw new NoResponders(subject);
+      if (error instanceof NatsError && error.code === (ErrorCode.NoResponders as string))
+        throw new NoResponders(subject);
       throw new NoAnswer(subject, error);
     }
   }
@@ -215,7 +253,9 @@ export class NatsLink implements Link {
       if (status.type === Events.Disconnect) this.#connected = false;
       if (status.type === Events.Reconnect) this.#connected = true;
       if (status.type === Events.Disconnect || status.type === Events.Reconnect)
-        this.#log.warn(status.type === Events.Disconnect ? "nats disconnected" : "nats reconnected", { server: String(status.data) });
+        this.#log.warn(status.type === Events.Disconnect ? "nats disconnected" : "nats reconnected", {
+          server: typeof status.data === "string" ? status.data : "",
+        });
     }
   }
 }
@@ -241,7 +281,12 @@ export class BackgroundLink implements Link {
     return (await this.call(subject, data, timeoutMs)).data;
   }
 
-  async call(subject: string, data: Uint8Array, timeoutMs: number, headers?: Readonly<Record<string, string>>): Promise<Reply> {
+  async call(
+    subject: string,
+    data: Uint8Array,
+    timeoutMs: number,
+    headers?: Readonly<Record<string, string>>,
+  ): Promise<Reply> {
     if (this.#link?.connected !== true) throw new NoResponders(subject);
     return this.#link.call(subject, data, timeoutMs, headers);
   }

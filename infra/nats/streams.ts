@@ -38,10 +38,18 @@ const utf8 = new TextDecoder();
 const bytes = new TextEncoder();
 
 /** Appends with compare-and-set on the subject's last sequence. No message id: its duplicate check would precede the compare. */
-export async function append(link: Link, subject: string, data: Uint8Array, expected: number, timeoutMs: number): Promise<AppendAnswer> {
+export async function append(
+  link: Link,
+  subject: string,
+  data: Uint8Array,
+  expected: number,
+  timeoutMs: number,
+): Promise<AppendAnswer> {
   let text: string;
   try {
-    const reply = await link.call(subject, data, timeoutMs, { "Nats-Expected-Last-Subject-Sequence": String(expected) });
+    const reply = await link.call(subject, data, timeoutMs, {
+      "Nats-Expected-Last-Subject-Sequence": String(expected),
+    });
     text = utf8.decode(reply.data);
   } catch (error) {
     if (error instanceof NoResponders) return { kind: "nowhere" };
@@ -50,7 +58,8 @@ export async function append(link: Link, subject: string, data: Uint8Array, expe
   }
   const answer = JSON.parse(text) as ApiError & { seq?: number; duplicate?: boolean };
   if (answer.error === undefined) {
-    if (answer.duplicate === true || typeof answer.seq !== "number") throw new StreamError(0, `unexpected answer to an append: ${text}`);
+    if (answer.duplicate === true || typeof answer.seq !== "number")
+      throw new StreamError(0, `unexpected answer to an append: ${text}`);
     return { kind: "stored", sequence: answer.seq };
   }
   const code = answer.error.err_code ?? 0;
@@ -75,13 +84,23 @@ export async function readFrom(
   sequence: number,
   limits: { readonly batch: number; readonly maxBytes: number; readonly timeoutMs: number; readonly subject?: string },
 ): Promise<Stored[]> {
-  const request = JSON.stringify({ seq: sequence, batch: limits.batch, max_bytes: limits.maxBytes, next_by_subj: limits.subject ?? ">" });
-  const messages = await link.collect(`$JS.API.DIRECT.GET.${stream}`, bytes.encode(request), limits.timeoutMs, (message) => {
-    const status = message.headers?.code ?? 0;
-    if (status === 204 || status === 404) return true;
-    if (status === 408 || status === 413 || status >= 500) throw new NoAnswer(message.subject);
-    return false;
+  const request = JSON.stringify({
+    seq: sequence,
+    batch: limits.batch,
+    max_bytes: limits.maxBytes,
+    next_by_subj: limits.subject ?? ">",
   });
+  const messages = await link.collect(
+    `$JS.API.DIRECT.GET.${stream}`,
+    bytes.encode(request),
+    limits.timeoutMs,
+    (message) => {
+      const status = message.headers?.code ?? 0;
+      if (status === 204 || status === 404) return true;
+      if (status === 408 || status === 413 || status >= 500) throw new NoAnswer(message.subject);
+      return false;
+    },
+  );
   return messages.map((message) => ({
     sequence: Number(message.headers?.get("Nats-Sequence")),
     subject: message.headers?.get("Nats-Subject") ?? "",
@@ -90,30 +109,62 @@ export async function readFrom(
 }
 
 /** The message at `sequence`, or undefined when the replica that answers doesn't have it (yet). @throws NoAnswer | NoResponders */
-export async function readOne(link: Link, stream: string, sequence: number, timeoutMs: number): Promise<Stored | undefined> {
-  const reply = await link.call(`$JS.API.DIRECT.GET.${stream}`, bytes.encode(JSON.stringify({ seq: sequence })), timeoutMs);
+export async function readOne(
+  link: Link,
+  stream: string,
+  sequence: number,
+  timeoutMs: number,
+): Promise<Stored | undefined> {
+  const reply = await link.call(
+    `$JS.API.DIRECT.GET.${stream}`,
+    bytes.encode(JSON.stringify({ seq: sequence })),
+    timeoutMs,
+  );
   if ((reply.headers?.code ?? 0) !== 0 || reply.headers === undefined) return undefined;
-  return { sequence: Number(reply.headers.get("Nats-Sequence")), subject: reply.headers.get("Nats-Subject"), data: reply.data };
+  return {
+    sequence: Number(reply.headers.get("Nats-Sequence")),
+    subject: reply.headers.get("Nats-Subject"),
+    data: reply.data,
+  };
 }
 
 /** The newest message of a subject that the answering replica has. It may be stale. @throws NoAnswer | NoResponders */
-export async function readLast(link: Link, stream: string, subject: string, timeoutMs: number): Promise<Stored | undefined> {
+export async function readLast(
+  link: Link,
+  stream: string,
+  subject: string,
+  timeoutMs: number,
+): Promise<Stored | undefined> {
   const reply = await link.call(`$JS.API.DIRECT.GET.${stream}.${subject}`, new Uint8Array(0), timeoutMs);
   if ((reply.headers?.code ?? 0) !== 0 || reply.headers === undefined) return undefined;
-  return { sequence: Number(reply.headers.get("Nats-Sequence")), subject: reply.headers.get("Nats-Subject"), data: reply.data };
+  return {
+    sequence: Number(reply.headers.get("Nats-Sequence")),
+    subject: reply.headers.get("Nats-Subject"),
+    data: reply.data,
+  };
 }
 
 async function api<T>(link: Link, subject: string, body: unknown, timeoutMs: number): Promise<T> {
-  const reply = await link.call(`$JS.API.${subject}`, bytes.encode(body === undefined ? "" : JSON.stringify(body)), timeoutMs);
+  const reply = await link.call(
+    `$JS.API.${subject}`,
+    bytes.encode(body === undefined ? "" : JSON.stringify(body)),
+    timeoutMs,
+  );
   const answer = JSON.parse(utf8.decode(reply.data)) as T & ApiError;
-  if (answer.error !== undefined) throw new StreamError(answer.error.err_code ?? answer.error.code, answer.error.description ?? "refused");
+  if (answer.error !== undefined)
+    throw new StreamError(answer.error.err_code ?? answer.error.code, answer.error.description ?? "refused");
   return answer;
 }
 
 export interface StreamState {
   /** Server name of the leader; undefined while there is none. */
   readonly leader: string | undefined;
-  readonly replicas: readonly { readonly name: string; readonly current: boolean; readonly offline: boolean; readonly lag: number }[];
+  readonly replicas: readonly {
+    readonly name: string;
+    readonly current: boolean;
+    readonly offline: boolean;
+    readonly lag: number;
+  }[];
   readonly lastSequence: number;
   readonly firstSequence: number;
   readonly messages: number;
@@ -121,14 +172,27 @@ export interface StreamState {
 }
 
 interface StreamInfo {
-  readonly cluster?: { readonly leader?: string; readonly replicas?: readonly { name: string; current?: boolean; offline?: boolean; lag?: number }[] };
-  readonly state: { readonly last_seq: number; readonly first_seq: number; readonly messages: number; readonly bytes: number };
+  readonly cluster?: {
+    readonly leader?: string;
+    readonly replicas?: readonly { name: string; current?: boolean; offline?: boolean; lag?: number }[];
+  };
+  readonly state: {
+    readonly last_seq: number;
+    readonly first_seq: number;
+    readonly messages: number;
+    readonly bytes: number;
+  };
 }
 
 function stateOf(info: StreamInfo): StreamState {
   return {
     leader: info.cluster?.leader === "" ? undefined : info.cluster?.leader,
-    replicas: (info.cluster?.replicas ?? []).map((r) => ({ name: r.name, current: r.current ?? false, offline: r.offline ?? false, lag: r.lag ?? 0 })),
+    replicas: (info.cluster?.replicas ?? []).map((r) => ({
+      name: r.name,
+      current: r.current ?? false,
+      offline: r.offline ?? false,
+      lag: r.lag ?? 0,
+    })),
     lastSequence: info.state.last_seq,
     firstSequence: info.state.first_seq,
     messages: info.state.messages,
@@ -137,23 +201,34 @@ function stateOf(info: StreamInfo): StreamState {
 }
 
 /** Creates a log partition's stream, without limits of its own; nothing happens when it is there. @throws StreamError */
-export async function createStream(link: Link, stream: string, subjects: readonly string[], replicas: number, timeoutMs: number): Promise<void> {
-  await api(link, `STREAM.CREATE.${stream}`, {
-    name: stream,
-    subjects,
-    retention: "limits",
-    storage: "file",
-    discard: "new",
-    num_replicas: replicas,
-    max_age: 0,
-    max_bytes: -1,
-    max_msgs: -1,
-    max_msgs_per_subject: -1,
-    max_msg_size: -1,
-    allow_direct: true,
-    deny_delete: true,
-    duplicate_window: 100_000_000,
-  }, timeoutMs);
+export async function createStream(
+  link: Link,
+  stream: string,
+  subjects: readonly string[],
+  replicas: number,
+  timeoutMs: number,
+): Promise<void> {
+  await api(
+    link,
+    `STREAM.CREATE.${stream}`,
+    {
+      name: stream,
+      subjects,
+      retention: "limits",
+      storage: "file",
+      discard: "new",
+      num_replicas: replicas,
+      max_age: 0,
+      max_bytes: -1,
+      max_msgs: -1,
+      max_msgs_per_subject: -1,
+      max_msg_size: -1,
+      allow_direct: true,
+      deny_delete: true,
+      duplicate_window: 100_000_000,
+    },
+    timeoutMs,
+  );
 }
 
 /** @returns undefined when there is no such stream. @throws NoAnswer | StreamError */
@@ -180,4 +255,3 @@ export async function jetStreamReady(link: Link, timeoutMs: number): Promise<boo
     return false;
   }
 }
-

@@ -46,8 +46,9 @@ const parsers = new Map<number, (text: string) => unknown>([
 
 const types = {
   getTypeParser: (oid: number, format?: "text" | "binary"): ((value: string) => unknown) =>
-    (format !== "binary" ? parsers.get(oid) : undefined) ?? (pg.types.getTypeParser(oid, "text") as (value: string) => unknown),
-} as unknown as pg.CustomTypesConfig;
+    (format !== "binary" ? parsers.get(oid) : undefined) ??
+    (pg.types.getTypeParser(oid, "text") as (value: string) => unknown),
+};
 
 interface Host {
   readonly host: string;
@@ -55,9 +56,20 @@ interface Host {
 }
 
 /** `postgres://user:password@h1:5432,h2:5432/name` -> its hosts and the rest. */
-export function parseDatabaseUrl(url: string): { hosts: Host[]; user: string; password: string; database: string; ssl: boolean } {
+export function parseDatabaseUrl(url: string): {
+  hosts: Host[];
+  user: string;
+  password: string;
+  database: string;
+  ssl: boolean;
+} {
   const match = /^postgres(?:ql)?:\/\/(?:([^:@/]*)(?::([^@/]*))?@)?([^/]+)\/([^?]*)(?:\?(.*))?$/.exec(url);
-  if (match === null) throw new FatalError("bad_configuration", "HOTHOT_DATABASE_URL can't be read", "Write postgres://user:password@host:5432/database.");
+  if (match === null)
+    throw new FatalError(
+      "bad_configuration",
+      "HOTHOT_DATABASE_URL can't be read",
+      "Write postgres://user:password@host:5432/database.",
+    );
   const hosts = (match[3] ?? "").split(",").map((part) => {
     const [host = "", port = "5432"] = part.split(":");
     return { host, port: Number(port) };
@@ -119,7 +131,9 @@ export class Database {
     this.#pool = this.#newPool();
     const current = (): pg.Pool => this.#pool;
     this.db = new Kysely<Tables>({
-      dialect: new PostgresDialect({ pool: { connect: () => current().connect(), end: () => current().end() } as unknown as pg.Pool }),
+      dialect: new PostgresDialect({
+        pool: { connect: () => current().connect(), end: () => current().end() },
+      }),
       plugins: [new CamelCasePlugin({ maintainNestedObjectKeys: true })],
     });
   }
@@ -141,7 +155,11 @@ export class Database {
   adopt(identity: Identity): void {
     const before = this.#known;
     this.#known = identity;
-    if (before === undefined || (before.systemId === identity.systemId && incarnationOf(before) === incarnationOf(identity))) return;
+    if (
+      before === undefined ||
+      (before.systemId === identity.systemId && incarnationOf(before) === incarnationOf(identity))
+    )
+      return;
     const old = this.#pool;
     this.#pool = this.#newPool();
     old.end().catch((error: unknown) => this.#log.debug("closing old connections failed", { error: asError(error) }));
@@ -200,11 +218,19 @@ export class Database {
   async migrate(): Promise<void> {
     await this.transaction(async (client) => {
       await client.query("SELECT pg_advisory_xact_lock(7305128)");
-      await client.query("CREATE TABLE IF NOT EXISTS schema_version (version int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())");
-      const found = await client.query<{ version: number }>("SELECT coalesce(max(version), 0)::int AS version FROM schema_version");
+      await client.query(
+        "CREATE TABLE IF NOT EXISTS schema_version (version int PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())",
+      );
+      const found = await client.query<{ version: number }>(
+        "SELECT coalesce(max(version), 0)::int AS version FROM schema_version",
+      );
       const version = found.rows[0]?.version ?? 0;
       if (version > migrations.length)
-        throw new FatalError("schema_too_new", `the database has schema version ${version}, this program knows ${migrations.length}`, "Start a newer hothot.");
+        throw new FatalError(
+          "schema_too_new",
+          `the database has schema version ${version}, this program knows ${migrations.length}`,
+          "Start a newer hothot.",
+        );
       for (const [index, sql] of migrations.entries()) {
         if (index < version) continue;
         await client.query(sql);
@@ -257,17 +283,20 @@ export class Database {
           },
         );
       },
-    } as unknown as pg.PoolConfig);
+    });
     pool.on("error", (error) => this.#log.warn("database connection lost", { error }));
     // Also while it is checked out: without a listener a lost connection would end the process.
-    pool.on("connect", (client) => client.on("error", (error) => this.#log.debug("database connection lost in use", { error })));
+    pool.on("connect", (client) =>
+      client.on("error", (error) => this.#log.debug("database connection lost in use", { error })),
+    );
     return pool;
   }
 
   async #verify(client: pg.PoolClient): Promise<void> {
     const found = await readIdentity(client);
     const known = this.#known;
-    if (known === undefined || (found.systemId === known.systemId && incarnationOf(found) === incarnationOf(known))) return;
+    if (known === undefined || (found.systemId === known.systemId && incarnationOf(found) === incarnationOf(known)))
+      return;
     this.#log.error("database incarnation changed", { known, found });
     this.#listener?.(found);
     throw new IncarnationChanged(found);
@@ -281,7 +310,9 @@ export class Database {
 }
 
 export async function readIdentity(client: pg.PoolClient): Promise<Identity> {
-  const { rows } = await client.query<{ recovering: boolean; systemId: string; timeline: number; hasMeta: boolean }>(identityQuery);
+  const { rows } = await client.query<{ recovering: boolean; systemId: string; timeline: number; hasMeta: boolean }>(
+    identityQuery,
+  );
   const row = rows[0];
   if (row === undefined) throw new Error("the database did not say who it is");
   if (row.recovering) throw Object.assign(new Error("this PostgreSQL is a standby"), { code: "25006" });

@@ -37,7 +37,8 @@ export function createCluster(target: Target, fields: ClusterFields): Operation 
     needs: { clusters: [target] },
     decide: (work) => {
       const known = work.cluster(target.tenant, target.id);
-      if (known !== undefined && !known.deleted) throw new Problem("already_exists", `There is a cluster ${target.id} already.`);
+      if (known !== undefined && !known.deleted)
+        throw new Problem("already_exists", `There is a cluster ${target.id} already.`);
       const row = fresh(target, fields, work.now);
       work.record({ type: "cluster.put", cluster: row });
       return answer(201, row, work.datacenter);
@@ -59,7 +60,12 @@ export function putCluster(target: Target, fields: ClusterFields, condition: Con
         work.record({ type: "cluster.put", cluster: row });
         return answer(201, row, work.datacenter);
       }
-      const row: ClusterState = { ...unplaced(known), ...given(fields), version: known.version + 1, updatedAt: new Date(work.now).toISOString() };
+      const row: ClusterState = {
+        ...unplaced(known),
+        ...given(fields),
+        version: known.version + 1,
+        updatedAt: new Date(work.now).toISOString(),
+      };
       work.record({ type: "cluster.put", cluster: row });
       return answer(200, row, work.datacenter);
     },
@@ -77,7 +83,16 @@ export function deleteCluster(target: Target, condition: Condition): Operation {
       check(known, condition);
       const job = work.activeJob(target.tenant, target.id);
       if (job !== undefined) throw new Problem("job_in_progress", `Job ${job.id} of this cluster is not finished.`);
-      const row: ClusterState = { ...unplaced(known), spec: {}, state: {}, labels: {}, expiresAt: null, version: known.version + 1, updatedAt: new Date(work.now).toISOString(), deleted: true };
+      const row: ClusterState = {
+        ...unplaced(known),
+        spec: {},
+        state: {},
+        labels: {},
+        expiresAt: null,
+        version: known.version + 1,
+        updatedAt: new Date(work.now).toISOString(),
+        deleted: true,
+      };
       work.record({ type: "cluster.delete", cluster: row });
       return { status: 204, body: null };
     },
@@ -87,7 +102,10 @@ export function deleteCluster(target: Target, condition: Condition): Operation {
 function check(known: ClusterRow | undefined, condition: Condition): void {
   if (condition.absent === true && known !== undefined) throw new Problem("version_mismatch", "The cluster exists.");
   if (condition.version !== undefined && known?.version !== condition.version)
-    throw new Problem("version_mismatch", known === undefined ? "The cluster does not exist." : `The version is ${known.version}.`);
+    throw new Problem(
+      "version_mismatch",
+      known === undefined ? "The cluster does not exist." : `The version is ${known.version}.`,
+    );
 }
 
 function given(fields: ClusterFields): Pick<ClusterState, "name" | "spec" | "state" | "labels" | "expiresAt"> {
@@ -110,4 +128,8 @@ function unplaced(row: ClusterRow): ClusterState {
   return rest;
 }
 
-const answer = (status: number, row: ClusterState, owner: SiteName): Outcome => ({ status, body: clusterView(row, owner), version: row.version });
+const answer = (status: number, row: ClusterState, owner: SiteName): Outcome => ({
+  status,
+  body: clusterView(row, owner),
+  version: row.version,
+});

@@ -9,22 +9,44 @@ export class Queries {
   constructor(private readonly db: Db) {}
 
   async cluster(tenant: string, id: string): Promise<ClusterRow | undefined> {
-    return (await this.db.selectFrom("clusters").selectAll().where("tenant", "=", tenant).where("id", "=", id).executeTakeFirst()) as ClusterRow | undefined;
+    return (await this.db
+      .selectFrom("clusters")
+      .selectAll()
+      .where("tenant", "=", tenant)
+      .where("id", "=", id)
+      .executeTakeFirst()) as ClusterRow | undefined;
   }
 
   /** In id order; `shards` narrows to those of an owner. */
-  async clusters(tenant: string, query: ClusterQuery, shards: readonly ShardId[] | null): Promise<{ rows: ClusterRow[]; next: string | null }> {
+  async clusters(
+    tenant: string,
+    query: ClusterQuery,
+    shards: readonly ShardId[] | null,
+  ): Promise<{ rows: ClusterRow[]; next: string | null }> {
     let select = this.db.selectFrom("clusters").selectAll().where("tenant", "=", tenant).where("deleted", "=", false);
     if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
     if (query.status !== undefined) select = select.where("status", "=", query.status);
     if (query.shard !== undefined) select = select.where("shard", "=", query.shard);
     if (shards !== null) select = select.where(sql<boolean>`shard = ANY(${shards}::int[])`);
-    if (query.label !== undefined) select = select.where(sql<boolean>`labels ->> ${query.label.name} = ${query.label.value}`);
-    return page((await select.orderBy("id").limit(query.limit + 1).execute()) as unknown as ClusterRow[], query, (row) => row.id);
+    if (query.label !== undefined)
+      select = select.where(sql<boolean>`labels ->> ${query.label.name} = ${query.label.value}`);
+    return page(
+      (await select
+        .orderBy("id")
+        .limit(query.limit + 1)
+        .execute()) as unknown as ClusterRow[],
+      query,
+      (row) => row.id,
+    );
   }
 
   async job(tenant: string, id: string): Promise<JobRow | undefined> {
-    return (await this.db.selectFrom("jobs").selectAll().where("tenant", "=", tenant).where("id", "=", id).executeTakeFirst()) as JobRow | undefined;
+    return (await this.db
+      .selectFrom("jobs")
+      .selectAll()
+      .where("tenant", "=", tenant)
+      .where("id", "=", id)
+      .executeTakeFirst()) as JobRow | undefined;
   }
 
   async jobs(tenant: string, query: JobQuery): Promise<{ rows: JobRow[]; next: string | null }> {
@@ -32,11 +54,24 @@ export class Queries {
     if (query.cursor !== undefined) select = select.where("id", ">", decodeCursor(query.cursor));
     if (query.status !== undefined) select = select.where("status", "=", query.status);
     if (query.cluster !== undefined) select = select.where("clusterId", "=", query.cluster);
-    return page((await select.orderBy("id").limit(query.limit + 1).execute()) as unknown as JobRow[], query, (row) => row.id);
+    return page(
+      (await select
+        .orderBy("id")
+        .limit(query.limit + 1)
+        .execute()) as unknown as JobRow[],
+      query,
+      (row) => row.id,
+    );
   }
 
   async tasks(jobId: string): Promise<TaskRow[]> {
-    return (await this.db.selectFrom("tasks").selectAll().where("jobId", "=", jobId).orderBy("stageIndex").orderBy("id").execute()) as unknown as TaskRow[];
+    return (await this.db
+      .selectFrom("tasks")
+      .selectAll()
+      .where("jobId", "=", jobId)
+      .orderBy("stageIndex")
+      .orderBy("id")
+      .execute()) as unknown as TaskRow[];
   }
 }
 

@@ -99,7 +99,13 @@ export class MemoryShards implements ShardWriter {
     this.records.push(...records);
     this.#heads.set(shard, head);
     for (const action of afterCommit) action();
-    return { outcome: structuredClone(outcome), epoch: head.epoch, position: head.position, replayed: false, openEpoch: head.epoch };
+    return {
+      outcome: structuredClone(outcome),
+      epoch: head.epoch,
+      position: head.position,
+      replayed: false,
+      openEpoch: head.epoch,
+    };
   }
 
   #work(shard: ShardId, head: Head, rows: Rows, needs: Needs, records: Recorded[], afterCommit: (() => void)[]): Work {

@@ -117,7 +117,8 @@ export class Checker {
     const place = this.#places[partitionOf(message.shard, this.partitions)]?.[message.sequence];
     if (place === undefined) throw new Violation(4, `${what}: the log does not hold it`);
     // A copy may be ahead where messages are folded in again after its database went back.
-    const same = head.epoch === place.epoch && (head.owner === site ? head.position >= place.last : head.position === place.last);
+    const same =
+      head.epoch === place.epoch && (head.owner === site ? head.position >= place.last : head.position === place.last);
     if (!same)
       throw new Violation(
         4,
@@ -127,7 +128,10 @@ export class Checker {
     this.counts.divergent++;
     const open = message.batch?.open;
     if (open?.kind === "switchover" && open.from === site && !this.#lost.some((lost) => lost.dc === site))
-      throw new Violation(3, `${what}: a planned move leaves ${before.position - step.divergentAbove} committed operations behind`);
+      throw new Violation(
+        3,
+        `${what}: a planned move leaves ${before.position - step.divergentAbove} committed operations behind`,
+      );
   }
 
   /** An answer to a client (invariants 1, 2, 7). `position` is null for a read. */
@@ -143,7 +147,8 @@ export class Checker {
     this.counts.answers++;
     const line = this.#lines.get(o.shard);
     const what = `${o.node} answers a ${o.kind} of shard ${o.shard}, epoch ${o.epoch}, that started at ${o.started.toFixed(1)}`;
-    if (line?.owners.get(o.epoch) !== o.dc) throw new Violation(1, `${what}, an epoch of ${line?.owners.get(o.epoch) ?? "nobody"}`);
+    if (line?.owners.get(o.epoch) !== o.dc)
+      throw new Violation(1, `${what}, an epoch of ${line?.owners.get(o.epoch) ?? "nobody"}`);
     let answers = this.#answers.get(o.shard);
     if (answers === undefined) this.#answers.set(o.shard, (answers = new Map()));
     for (const [epoch, first] of answers)
@@ -154,7 +159,15 @@ export class Checker {
     const { position, mark } = o.written;
     if (o.kind === "replicated write" && line.records.get(`${o.epoch}/${position}`) !== mark)
       throw new Violation(2, `${what}, mark ${mark}, position ${position}, which the log does not hold there`);
-    this.#acknowledged.push({ shard: o.shard, epoch: o.epoch, position, mark, dc: o.dc, started: o.started, at: this.#s.now });
+    this.#acknowledged.push({
+      shard: o.shard,
+      epoch: o.epoch,
+      position,
+      mark,
+      dc: o.dc,
+      started: o.started,
+      at: this.#s.now,
+    });
   }
 
   wentBack(dc: string, to: number): void {
@@ -173,15 +186,22 @@ export class Checker {
         const state = site === now.owner ? "owned" : "replica";
         if (head?.epoch !== now.epoch || head.owner !== now.owner || head.position !== now.last)
           return `shard ${shard}: ${site} is at epoch ${head?.epoch}, position ${head?.position}, the log at epoch ${now.epoch}, position ${now.last}`;
-        if (head.state !== state || (state === "owned" && !head.confirmed)) return `shard ${shard}: ${site} has it as ${head.state}, not ${state}`;
+        if (head.state !== state || (state === "owned" && !head.confirmed))
+          return `shard ${shard}: ${site} has it as ${head.state}, not ${state}`;
         if (tables.restores.size > 0) return `${site} waits for copies of ${[...tables.restores.keys()].join(", ")}`;
         for (const [id, row] of rows) {
           const copy = tables.rows.get(id);
-          if (copy?.name !== row.name || copy.version !== row.version || copy.changedEpoch !== row.epoch || copy.changedPosition !== row.position)
+          if (
+            copy?.name !== row.name ||
+            copy.version !== row.version ||
+            copy.changedEpoch !== row.epoch ||
+            copy.changedPosition !== row.position
+          )
             return `shard ${shard}: ${site} has ${id} as ${copy?.name} (epoch ${copy?.changedEpoch}, position ${copy?.changedPosition}), the log as ${row.name} (epoch ${row.epoch}, position ${row.position})`;
         }
         for (const row of tables.rows.values())
-          if (row.shard === shard && !rows.has(row.id)) return `shard ${shard}: ${site} has ${row.id}, which the log does not know`;
+          if (row.shard === shard && !rows.has(row.id))
+            return `shard ${shard}: ${site} has ${row.id}, which the log does not know`;
       }
     return undefined;
   }

@@ -66,7 +66,9 @@ export function runClients(world: World, node: SimNode): void {
       const shard = shardId(Math.floor(s.random.next() * world.shape.shards));
       const to = s.pick(world.shape.datacenters);
       if (node.replicator.holding && to !== process.site)
-        void node.switchover.move({ shard, to, kind: "switchover", reason: "asked for", by: "operator" }).catch(() => undefined);
+        void node.switchover
+          .move({ shard, to, kind: "switchover", reason: "asked for", by: "operator" })
+          .catch(() => undefined);
       moves();
     });
   };

@@ -50,7 +50,9 @@ export const emptyTables = (): Tables => ({
 });
 
 const copyOf = (tables: Tables): Tables =>
-  Object.fromEntries(Object.entries(tables).map(([name, table]) => [name, new Map(table as Map<string, unknown>)])) as unknown as Tables;
+  Object.fromEntries(
+    Object.entries(tables).map(([name, table]) => [name, new Map(table as Map<string, unknown>)]),
+  ) as unknown as Tables;
 
 export interface DatabaseHooks {
   effect(process: Process, what: string): void;
@@ -132,7 +134,10 @@ export class MemoryDatabase {
   }
 
   /** The first statement of a process (rule i); see shards/incarnation.ts. */
-  meet(process: Process, options: { readonly node: string; readonly goneMs: number; readonly closing: number }): Promise<number> {
+  meet(
+    process: Process,
+    options: { readonly node: string; readonly goneMs: number; readonly closing: number },
+  ): Promise<number> {
     return this.run(process, "meet", (tables) => {
       if (tables.meta.get("incarnation") !== this.incarnation && this.faults.forgetsIncarnation !== true) {
         tables.meta.set("incarnation", this.incarnation);
@@ -140,7 +145,9 @@ export class MemoryDatabase {
         tables.locks.clear();
         this.#hooks.say(process.name, `meets incarnation ${this.incarnation} of its database, and closes it`);
       }
-      const alive = [...tables.nodes].some(([node, seen]) => node !== options.node && seen > this.clock - options.goneMs);
+      const alive = [...tables.nodes].some(
+        ([node, seen]) => node !== options.node && seen > this.clock - options.goneMs,
+      );
       if (!alive)
         for (const head of tables.heads.values())
           if (head.confirmed && head.state !== "replica")

@@ -120,7 +120,11 @@ export class Faults {
     network.down.add(site);
     const database = databases.get(site);
     if (database !== undefined) database.up = false;
-    this.#crash([...processes.values()].filter((process) => process.site === site && !process.dead), downMs, "with its site");
+    this.#crash(
+      [...processes.values()].filter((process) => process.site === site && !process.dead),
+      downMs,
+      "with its site",
+    );
     log.review();
     s.after(downMs - 1, null, () => {
       network.down.delete(site);

@@ -18,7 +18,9 @@ async function replay(seed: number, off: ReadonlySet<Rule>): Promise<void> {
   const story: string[] = [];
   const result = await run(seed, { off, plain: has("plain"), ...(has("story") ? { story } : {}) });
   for (const line of story) out(line);
-  out(`seed ${seed}: ${tell(result)}; ${result.events} events, ${JSON.stringify(result.counts)}, healed in ${result.healedMs.toFixed(0)} ms`);
+  out(
+    `seed ${seed}: ${tell(result)}; ${result.events} events, ${JSON.stringify(result.counts)}, healed in ${result.healedMs.toFixed(0)} ms`,
+  );
   if (result.violation !== null) process.exitCode = 1;
 }
 
@@ -54,11 +56,15 @@ async function bite(seeds: number, names: readonly Rule[]): Promise<void> {
       if (result.violation !== null) found = result;
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(0);
-    out(`without ${rule} (${rules[rule]}): ${found === undefined ? `NOTHING in ${tried} seeds` : `seed ${found.seed}: ${tell(found)}`} [${seconds} s]`);
+    out(
+      `without ${rule} (${rules[rule]}): ${found === undefined ? `NOTHING in ${tried} seeds` : `seed ${found.seed}: ${tell(found)}`} [${seconds} s]`,
+    );
   }
 }
 
-const named = args.flatMap((arg, at) => (args[at - 1] === "--off" || args[at - 1] === "--rules" ? arg.split(",") : [])) as Rule[];
+const named = args.flatMap((arg, at) =>
+  args[at - 1] === "--off" || args[at - 1] === "--rules" ? arg.split(",") : [],
+) as Rule[];
 if (has("bite")) await bite(value("seeds", 2_000), named.length > 0 ? named : (Object.keys(rules) as Rule[]));
 else if (has("seed")) await replay(value("seed", 1), new Set(named));
 else await many(value("from", 1), value("seeds", 2_000), new Set(named));

@@ -93,7 +93,11 @@ export class MemoryLog {
   elect(partition: number, to: string | null, kept: number): void {
     const stream = this.#stream(partition);
     if (stream.leader !== null)
-      stream.deposed = { site: stream.leader, last: new Map(stream.last), until: this.#s.now + this.#s.between(50, 1_500) };
+      stream.deposed = {
+        site: stream.leader,
+        last: new Map(stream.last),
+        until: this.#s.now + this.#s.between(50, 1_500),
+      };
     const flying = [...stream.inFlight.values()];
     stream.inFlight.clear();
     stream.term++;

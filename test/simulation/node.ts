@@ -13,7 +13,14 @@ import { Resume } from "../../replication/resume.js";
 import { ShardLog } from "../../replication/shard-log.js";
 import { route } from "../../routing/route.js";
 import { Coordinator } from "../../shards/coordinator.js";
-import { partitionOf, position as toPosition, type Epoch, type Partition, type Position, type ShardId } from "../../shards/ids.js";
+import {
+  partitionOf,
+  position as toPosition,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+} from "../../shards/ids.js";
 import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
 import { ShardMap, type Head } from "../../shards/map.js";
@@ -24,7 +31,6 @@ import { TakeoverWatch } from "../../shards/takeover.js";
 import type { MemoryDatabase } from "./database.js";
 import type { MemoryLog } from "./memory-log.js";
 import type { Network } from "./network.js";
-import { RereadingLog } from "./mends.js";
 import { MemoryRestorer } from "./restorer.js";
 import {
   BelievingMap,
@@ -78,7 +84,11 @@ export async function startNode(o: NodeParts) {
   const closing = (): number => 1 + Math.floor(random.next() * (2 ** 52 - 1));
   const goneMs = settings.leaseMs + settings.marginMs;
   const meet = async (): Promise<void> => {
-    process.knows = await database.meet(process, { node, goneMs: off.has("g-confirm") ? Infinity : goneMs, closing: closing() });
+    process.knows = await database.meet(process, {
+      node,
+      goneMs: off.has("g-confirm") ? Infinity : goneMs,
+      closing: closing(),
+    });
   };
   await meet();
 
@@ -145,8 +155,7 @@ export async function startNode(o: NodeParts) {
     onNewerSet: () => undefined,
   });
 
-  const logOptions = { transport: o.log.transport(process), partitions, time, log };
-  const shardLog = o.plain ? new ShardLog(logOptions) : new RereadingLog(logOptions, map);
+  const shardLog = new ShardLog({ transport: o.log.transport(process), partitions, time, log });
   const hint = (partition: Partition, sequence: number): void => messenger.publish("tail", pack([partition, sequence]));
   const publisher: Publisher = new Publisher({
     log: shardLog,
@@ -193,6 +202,10 @@ export async function startNode(o: NodeParts) {
         if (!replicator.holding) tellInside({ wake: [...new Set(records.map((record) => record.shard))] });
       },
       published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),
+      uncertain: (list) => {
+        for (const shard of list) publisher.wake(shard);
+        tellInside({ wake: list });
+      },
     },
   });
   const applier: Applier = new Applier({
@@ -235,6 +248,7 @@ export async function startNode(o: NodeParts) {
     publisher,
     ownership,
     restateMs: settings.restateMs,
+    epochEnds: (shard) => database.run(process, "epoch ends", (tables) => tables.heads.get(shard)?.epochEnds ?? []),
     active: () => replicator.holding && leases.valid,
     moving: (shard) => switchover.isMoving(shard),
   });
@@ -254,7 +268,16 @@ export async function startNode(o: NodeParts) {
     carry: () => time.sleep(2),
     opened: async () => true,
   });
-  const restorer = new MemoryRestorer({ site, database, process, messenger, map, active: () => replicator.holding, say: o.say, askAll: o.plain ? [] : datacentersOf(siteSet) });
+  const restorer = new MemoryRestorer({
+    site,
+    database,
+    process,
+    messenger,
+    map,
+    active: () => replicator.holding,
+    say: o.say,
+    askAll: o.plain ? [] : datacentersOf(siteSet),
+  });
   const takeovers = new TakeoverWatch({
     group,
     site,
@@ -318,17 +341,33 @@ export async function startNode(o: NodeParts) {
         else peers.learnHead(head.shard, head.epoch, head.position);
       }
     };
-    if (applied.adoptions.some((adoption) => adoption.divergent > 0)) void restorer.refresh().then(adopt, adopt);
+    if (applied.adoptions.some((adoption) => adoption.divergent > 0)) void refreshRestores().then(adopt);
     else adopt();
     if (applied.adoptions.length + applied.stopped.length > 0)
       tellInside({ heads: applied.adoptions.map((adoption) => adoption.head.shard) });
   }
 
+  async function refreshRestores(): Promise<void> {
+    for (;;) {
+      try {
+        return await restorer.refresh();
+      } catch {
+        await time.sleep(50);
+      }
+    }
+  }
+
   async function refreshMap(): Promise<void> {
-    for (const head of await store.heads()) {
+    const { knows } = process;
+    const heads = await store.heads();
+    if (process.knows !== knows) return;
+    for (const head of heads) {
       map.adopt(head);
-      if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
-      else if (!o.plain && head.owner === site && head.position > (publisher.mark(head.shard) ?? 0)) publisher.wake(head.shard);
+      if (head.owner !== site) continue;
+      if (!replicator.holding) {
+        progress.reached(head.shard, head.epoch, head.position);
+        publisher.observeMark(head.shard, head.epoch, head.published);
+      } else if (head.position > (publisher.mark(head.shard) ?? -1)) publisher.wake(head.shard);
     }
   }
 
@@ -346,8 +385,10 @@ export async function startNode(o: NodeParts) {
           await time.sleep(100);
         }
       }
+      progress.reset();
       await applier.reload();
       await refreshMap();
+      for (const head of map.all()) progress.reached(head.shard, head.epoch, head.position);
     })()
       .catch(() => undefined)
       .finally(() => (meeting = undefined));
@@ -356,7 +397,9 @@ export async function startNode(o: NodeParts) {
   const caughtUp = (): boolean => (!applier.active || applier.caughtUp) && restorer.count === 0;
   function state(): "serving" | "fenced" | "catching_up" {
     if (!leases.valid) return "fenced";
-    const ready = map.ownedBy(site).every((head) => (head.state === "owned" && head.confirmed) || head.state === "moving");
+    const ready = map
+      .ownedBy(site)
+      .every((head) => (head.state === "owned" && head.confirmed) || head.state === "moving");
     return caughtUp() && ready ? "serving" : "catching_up";
   }
   function blockedPartitions(): Partition[] {

@@ -1,6 +1,7 @@
 import { pack, unpack } from "msgpackr";
 import type { Messenger } from "../../infra/nats/messaging.js";
 import type { ClusterRow } from "../../replication/entities.js";
+import type { FullHead } from "../../replication/heads.js";
 import { comparePlaces, type ShardId } from "../../shards/ids.js";
 import type { ShardMap } from "../../shards/map.js";
 import type { MemoryDatabase } from "./database.js";
@@ -78,7 +79,7 @@ export class MemoryRestorer {
     for (;;) {
       try {
         if (this.#waiting.size > 0 && this.o.active()) {
-          for (const shard of [...this.#waiting]) await this.#restore(shard);
+          for (const shard of [...this.#waiting]) await this.#restore(shard).catch(() => undefined);
           await this.#settle();
         }
         await this.refresh();
@@ -98,13 +99,17 @@ export class MemoryRestorer {
     }
     if (owner === undefined || owner === null) return;
     const ids = await database.run(process, "restores", (tables) =>
-      [...tables.restores.values()].filter((restore) => restore.shard === shard && restore.cut === null).map(({ id }) => id),
+      [...tables.restores.values()]
+        .filter((restore) => restore.shard === shard && restore.cut === null)
+        .map(({ id }) => id),
     );
     if (ids.length === 0) return;
     const here = map.get(shard as ShardId);
     const request: CopyRequest = { shard, ids, epoch: here?.epoch ?? 0, position: here?.position ?? 0 };
     const answer = unpack(await messenger.request(`copy.${owner}`, pack(request), 2_000)) as CopyAnswer;
     await database.run(process, "restore", (tables) => {
+      const head = tables.heads.get(shard);
+      if (head === undefined || !inLine(head, answer)) return;
       for (const row of answer.rows) putRow(tables, row);
       this.o.say(
         `restores ${ids.join(", ")} of shard ${shard} from ${owner} at epoch ${answer.epoch}, position ${answer.position}: got ${answer.rows.map((row) => `${row.id} (${row.changedEpoch}, ${row.changedPosition})`).join(", ")}`,
@@ -135,7 +140,18 @@ export class MemoryRestorer {
       if (head === undefined || (head.state !== "owned" && !anybody)) throw new Error("not the owner of the shard");
       if (anybody && comparePlaces(head, request) < 0) throw new Error("is behind the asker");
       if (anybody && request.ids.some((id) => tables.restores.has(id))) throw new Error("waits for these rows itself");
-      return { epoch: head.epoch, position: head.position, rows: request.ids.flatMap((id) => tables.rows.get(id) ?? []) };
+      return {
+        epoch: head.epoch,
+        position: head.position,
+        rows: request.ids.flatMap((id) => tables.rows.get(id) ?? []),
+      };
     });
   }
+}
+
+/** See replication/restore.ts: a cut above where its epoch ended holds what was never published. */
+function inLine(head: FullHead, cut: { readonly epoch: number; readonly position: number }): boolean {
+  if (cut.epoch >= head.epoch) return true;
+  const end = head.epochEnds.find((each) => each.epoch === cut.epoch);
+  return end !== undefined && cut.position <= end.last;
 }

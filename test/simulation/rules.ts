@@ -129,7 +129,9 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
     refreshNode: (node, url, goneMs) => store.refreshNode(node, url, goneMs),
     removeNode: (node) => store.removeNode(node),
     beginMove: async (shard, epoch, node, nodeGoneMs) => {
-      const begun = await (off.has("g-moving") ? pretendMove(shard, epoch) : store.beginMove(shard, epoch, node, nodeGoneMs));
+      const begun = await (off.has("g-moving")
+        ? pretendMove(shard, epoch)
+        : store.beginMove(shard, epoch, node, nodeGoneMs));
       return begun === null || !off.has("h-hold-all") ? begun : { ...begun, nodes: [] };
     },
     endMove: (shard, epoch) => store.endMove(shard, epoch),
@@ -154,7 +156,9 @@ export function tamperedMessenger(messenger: Messenger, off: Off): Messenger {
     publish: (subject, data) => messenger.publish(subject, data),
     subscribe: (subject, handler, options) => messenger.subscribe(subject, handler, options),
     request: (subject, data, timeoutMs) =>
-      messenger.request(subject, data, timeoutMs).catch(() => pack({ site: subject.slice(subject.lastIndexOf(".") + 1) })),
+      messenger
+        .request(subject, data, timeoutMs)
+        .catch(() => pack({ site: subject.slice(subject.lastIndexOf(".") + 1) })),
   };
 }
 
@@ -163,5 +167,8 @@ export const loneSet = (set: SiteSet, off: Off): SiteSet => {
   if (!off.has("lease-majority")) return set;
   const sites = set.sites.slice();
   // `promisesNeeded` asks for the number of sites, the rest of the keeper for their names.
-  return { ...set, sites: Object.assign(Object.create(sites) as typeof sites, { length: 1, some: sites.some.bind(sites) }) };
+  return {
+    ...set,
+    sites: Object.assign(Object.create(sites) as typeof sites, { length: 1, some: sites.some.bind(sites) }),
+  };
 };

@@ -119,7 +119,8 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
     return this.database.run(this.process, "end move", (tables) => {
       const head = tables.heads.get(shard);
-      if (head?.epoch !== epoch || head.state !== "moving" || head.epoch <= head.fencedThrough || head.closing !== 0) return;
+      if (head?.epoch !== epoch || head.state !== "moving" || head.epoch <= head.fencedThrough || head.closing !== 0)
+        return;
       const back: FullHead = { ...head, state: "owned", revision: head.revision + 1 };
       tables.heads.set(shard, back);
       return back;
@@ -188,7 +189,8 @@ export class MemoryReplicaStore implements ReplicaStore {
 
   apply(stretches: readonly Stretch[]): Promise<Applied> {
     return this.database.run(this.process, "apply", (tables) => {
-      for (const { partition, from } of stretches) if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
+      for (const { partition, from } of stretches)
+        if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
       // A transaction: what it changed counts only if nothing of it fails.
       const draft: Tables = { ...tables };
       for (const name of copied) Object.assign(draft, { [name]: new Map(tables[name] as Map<unknown, unknown>) });
@@ -198,7 +200,8 @@ export class MemoryReplicaStore implements ReplicaStore {
         stretches.flatMap((stretch) => stretch.messages),
         told,
       );
-      for (const { partition, from, messages } of stretches) tables.progress.set(partition, messages.at(-1)?.sequence ?? from);
+      for (const { partition, from, messages } of stretches)
+        tables.progress.set(partition, messages.at(-1)?.sequence ?? from);
       for (const name of copied) replace(tables[name] as Map<unknown, unknown>, draft[name]);
       for (const [message, before, step] of told) this.hooks.applied(this.database.site, message, before, step);
       return applied;
@@ -211,23 +214,25 @@ export class MemoryReplicaStore implements ReplicaStore {
     const stopped: FullHead[] = [];
     const touched = new Set<number>();
     const committedAt = new Map<ShardId, number>();
+    const stop = (head: FullHead, why: string): void => {
+      const next = { ...head, stopped: why, revision: head.revision + 1 };
+      tables.heads.set(head.shard, next);
+      stopped.push(next);
+    };
     for (const message of messages) {
       touched.add(message.shard);
       const head = tables.heads.get(message.shard);
       if (head === undefined || head.stopped !== null) continue;
-      const step =
+      let step: FoldStep =
         message.header === null
           ? { kind: "stop" as const, why: message.fault ?? "unreadable" }
           : this.#step(head, message.header, message.batch?.open ?? null);
       switch (step.kind) {
         case "none":
           break;
-        case "stop": {
-          const next = { ...head, stopped: step.why, revision: head.revision + 1 };
-          tables.heads.set(head.shard, next);
-          stopped.push(next);
+        case "stop":
+          stop(head, step.why);
           break;
-        }
         case "mark":
           tables.heads.set(head.shard, { ...head, ...step.head });
           break;
@@ -246,7 +251,14 @@ export class MemoryReplicaStore implements ReplicaStore {
           const open = message.batch?.open;
           if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
           let divergent = 0;
-          if (step.divergentAbove !== null) divergent = setAside(tables, head, step.divergentAbove);
+          if (step.divergentAbove !== null)
+            try {
+              divergent = setAside(tables, head, step.divergentAbove);
+            } catch (error) {
+              step = { kind: "stop", why: (error as Error).message };
+              stop(head, step.why);
+              break;
+            }
           voidCopies(tables, head.shard, head.epoch, step.head.position);
           const next: FullHead = {
             ...head,
@@ -272,7 +284,8 @@ export class MemoryReplicaStore implements ReplicaStore {
   }
 
   #step(head: FullHead, header: BatchHeader, open: OpenBody | null): FoldStep {
-    if (this.faults.ignoresEpochs !== true || header.kind === "open") return fold(this.database.site, head, header, open);
+    if (this.faults.ignoresEpochs !== true || header.kind === "open")
+      return fold(this.database.site, head, header, open);
     return fold(this.database.site, head, { ...header, epoch: head.epoch, owner: head.owner ?? header.owner }, open);
   }
 }
@@ -295,7 +308,9 @@ function setAside(tables: Tables, head: FullHead, last: number): number {
   const all = tables.outbox.get(head.shard) ?? [];
   const tail = all.filter((row) => row.epoch === head.epoch && row.position > last);
   if (tail.length !== head.position - last)
-    throw new Error(`the outbox of shard ${head.shard} holds ${tail.length} of ${head.position - last} divergent operations`);
+    throw new Error(
+      `the outbox of shard ${head.shard} holds ${tail.length} of ${head.position - last} divergent operations`,
+    );
   for (const row of tail) {
     const { cluster } = decodeRecord(row.record);
     if (cluster === undefined) continue;

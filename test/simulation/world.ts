@@ -37,8 +37,22 @@ export interface Shape {
 const names = ["east", "central", "west", "north", "south"];
 
 export function shapeOf(seed: number): Shape {
-  const quick: Settings = { leaseMs: 600, marginMs: 40, heartbeatMs: 120, dbDeadMs: 900, termMs: 360, restateMs: 4_000 };
-  const usual: Settings = { leaseMs: 1_500, marginMs: 100, heartbeatMs: 200, dbDeadMs: 2_500, termMs: 900, restateMs: 10_000 };
+  const quick: Settings = {
+    leaseMs: 600,
+    marginMs: 40,
+    heartbeatMs: 120,
+    dbDeadMs: 900,
+    termMs: 360,
+    restateMs: 4_000,
+  };
+  const usual: Settings = {
+    leaseMs: 1_500,
+    marginMs: 100,
+    heartbeatMs: 200,
+    dbDeadMs: 2_500,
+    termMs: 900,
+    restateMs: 10_000,
+  };
   const five = seed % 40 === 7;
   const two = seed % 10 === 5;
   return {
@@ -220,7 +234,17 @@ export class World {
       });
     };
     process.onIncarnation = () => again("the database's incarnation changed");
-    startNode({ ...this.#common, plain: this.#plain, process, database, logger, log: this.log, random: this.s.random, hooks: this.#hooks, say: (text: string) => this.say(name, text) }).then((node) => {
+    startNode({
+      ...this.#common,
+      plain: this.#plain,
+      process,
+      database,
+      logger,
+      log: this.log,
+      random: this.s.random,
+      hooks: this.#hooks,
+      say: (text: string) => this.say(name, text),
+    }).then((node) => {
       if (process.dead) return;
       this.nodes.set(name, node);
       runClients(this, node);
@@ -249,9 +273,29 @@ export class World {
     const at = partitionOf(id, partitions);
     const owner = firstOwner(partition((at + this.seed) % datacenters.length), datacenters);
     const data = encodeBatch({
-      header: { kind: "open", generation: 1, shard: id, epoch: epoch(1), owner, batchId: "00000000000000aa", first: position(1), count: 0, committedAt: 0 },
+      header: {
+        kind: "open",
+        generation: 1,
+        shard: id,
+        epoch: epoch(1),
+        owner,
+        batchId: "00000000000000aa",
+        first: position(1),
+        count: 0,
+        committedAt: 0,
+      },
       records: [],
-      open: { from: null, kind: "initial", reason: "the group was created", by: "init", sameTenure: false, closing: 0, phasesMs: {}, drained: 0, epochEnds: [] },
+      open: {
+        from: null,
+        kind: "initial",
+        reason: "the group was created",
+        by: "init",
+        sameTenure: false,
+        closing: 0,
+        phasesMs: {},
+        drained: 0,
+        epochEnds: [],
+      },
     });
     this.log.seed(at, shard, data);
     for (const { tables } of this.databases.values()) {
@@ -291,7 +335,10 @@ export class World {
   }
 
   #unhandled(error: unknown): void {
-    throw new Violation(0, `an error that nobody handles: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+    throw new Violation(
+      0,
+      `an error that nobody handles: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`,
+    );
   }
 
   #tellAppend(shard: number, sequence: number, by: string): void {
@@ -301,8 +348,13 @@ export class World {
   #logger(who: string, component = ""): Logger {
     if (this.#story === undefined) return silentLogger;
     const tell = (event: string, fields: Fields = {}): void => {
-      const rest = Object.entries(fields).map(([key, value]) => `${key}=${value instanceof Error ? value.message : JSON.stringify(value)}`);
-      this.say(who, `${component === "" ? "" : `${component}: `}${event}${rest.length === 0 ? "" : ` (${rest.join(", ")})`}`);
+      const rest = Object.entries(fields).map(
+        ([key, value]) => `${key}=${value instanceof Error ? value.message : JSON.stringify(value)}`,
+      );
+      this.say(
+        who,
+        `${component === "" ? "" : `${component}: `}${event}${rest.length === 0 ? "" : ` (${rest.join(", ")})`}`,
+      );
     };
     return {
       debug: () => undefined,

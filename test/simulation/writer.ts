@@ -49,7 +49,10 @@ export class MemoryWriter {
     },
   ) {}
 
-  async write(put: Put, options: { readonly durability: "local" | "replicated"; readonly deadline: number }): Promise<PutDone> {
+  async write(
+    put: Put,
+    options: { readonly durability: "local" | "replicated"; readonly deadline: number },
+  ): Promise<PutDone> {
     const replicated = options.durability === "replicated";
     const epoch = this.o.gate.enter(put.shard);
     const done = await new Promise<PutDone>((resolve, reject) => {
@@ -87,7 +90,12 @@ export class MemoryWriter {
           const epoch = this.o.faults.checksNothing === true ? pending.epoch : head.epoch;
           const position = toPosition(head.position + 1);
           const row = nextRow(tables.rows.get(pending.put.id), pending.put, now);
-          const entry = { epoch, position, record: encodeRecord({ type: "cluster.put", at: now, cluster: row }), committedAt: now };
+          const entry = {
+            epoch,
+            position,
+            record: encodeRecord({ type: "cluster.put", at: now, cluster: row }),
+            committedAt: now,
+          };
           tables.heads.set(shard, { ...head, position });
           putRow(tables, { ...row, changedEpoch: epoch, changedPosition: position });
           tables.outbox.set(shard, [...(tables.outbox.get(shard) ?? []), entry]);
@@ -110,7 +118,11 @@ export class MemoryWriter {
   }
 }
 
-function nextRow(before: ClusterRow | undefined, put: Put, now: number): Omit<ClusterRow, "changedEpoch" | "changedPosition"> {
+function nextRow(
+  before: ClusterRow | undefined,
+  put: Put,
+  now: number,
+): Omit<ClusterRow, "changedEpoch" | "changedPosition"> {
   const at = new Date(now).toISOString();
   return {
     tenant: "",

@@ -67,7 +67,12 @@ test("own records in the log move the mark only", () => {
 });
 
 test("own records above the own head are applied: the database went back in time", () => {
-  const step = fold("east", head({ state: "suspended", position: position(11), published: position(10) }), header(), null);
+  const step = fold(
+    "east",
+    head({ state: "suspended", position: position(11), published: position(10) }),
+    header(),
+    null,
+  );
   assert.ok(step.kind === "apply");
   assert.deepEqual([step.skip, step.head.position], [1, 12]);
 });

@@ -66,7 +66,12 @@ class Clock {
   wall = (): number => this.now;
 }
 
-async function speaking(): Promise<{ word: SiteWord; clock: Clock; stored: Map<string, Vote>; hold: () => Promise<void> }> {
+async function speaking(): Promise<{
+  word: SiteWord;
+  clock: Clock;
+  stored: Map<string, Vote>;
+  hold: () => Promise<void>;
+}> {
   const clock = new Clock();
   const stored = new Map<string, Vote>();
   const word = new SiteWord({
@@ -93,7 +98,15 @@ async function speaking(): Promise<{ word: SiteWord; clock: Clock; stored: Map<s
   return { word, clock, stored, hold };
 }
 
-const beat = (over: Partial<Heartbeat> = {}): Heartbeat => ({ set: 1, dc: "east", node: "n1", beat: 1, incarnation: 3, acks: { west: [5, 0] }, ...over });
+const beat = (over: Partial<Heartbeat> = {}): Heartbeat => ({
+  set: 1,
+  dc: "east",
+  node: "n1",
+  beat: 1,
+  incarnation: 3,
+  acks: { west: [5, 0] },
+  ...over,
+});
 const request = { set: 1, candidate: "west", target: "east", epochs: { "3": 7 } };
 
 test("a site is silent after it took the lock, and when the lock ran out (rules b, c)", async () => {

@@ -1,7 +1,18 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
-import { decodeBatch, decodeHeader, decodeRecord, encodeBatch, encodeRecord, lastOf, UnreadableRecord, type BatchHeader, type LogRecord, type OpenBody } from "../../replication/record.js";
+import {
+  decodeBatch,
+  decodeHeader,
+  decodeRecord,
+  encodeBatch,
+  encodeRecord,
+  lastOf,
+  UnreadableRecord,
+  type BatchHeader,
+  type LogRecord,
+  type OpenBody,
+} from "../../replication/record.js";
 import { epoch, position, shardId } from "../../shards/ids.js";
 
 const header: BatchHeader = {
@@ -34,7 +45,17 @@ const record: LogRecord = {
     deleted: false,
   },
 };
-const body: OpenBody = { from: "west", kind: "takeover", reason: "west was silent", by: "east", sameTenure: false, closing: 2 ** 52, phasesMs: { votes: 4 }, drained: 0, epochEnds: [{ epoch: epoch(1), owner: "west", last: position(6) }] };
+const body: OpenBody = {
+  from: "west",
+  kind: "takeover",
+  reason: "west was silent",
+  by: "east",
+  sameTenure: false,
+  closing: 2 ** 52,
+  phasesMs: { votes: 4 },
+  drained: 0,
+  epochEnds: [{ epoch: epoch(1), owner: "west", last: position(6) }],
+};
 
 test("a record comes back as it went in", () => {
   assert.deepEqual(decodeRecord(encodeRecord(record)), record);
@@ -58,7 +79,10 @@ const golden =
   "SEgBAAAAAAEAAAA8AAAAAgAAAAAAAAAAAAAABwAAAAEAAAGZyCzAewARIjNEVWb/BGVhc3QAAABclwDLQnmcgswAAACdoKV3ZWItMTymYWN0aXZlo3dlYt4AAaVub2Rlc5GibjHeAADeAAGjZW52pHByb2TLQnos6L1AAAADy0J5t22qgBAAy0J5t8AQQAAAwsDAwMCwdJit";
 
 test("version 1 is read for ever (golden message)", () => {
-  assert.equal(Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null })).toString("base64"), golden);
+  assert.equal(
+    Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null })).toString("base64"),
+    golden,
+  );
   assert.deepEqual(decodeRecord(decodeBatch(Buffer.from(golden, "base64")).records[0]!), record);
 });
 
@@ -66,10 +90,16 @@ test("a newer format, kind or record type is refused, never skipped", () => {
   const bytes = Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null }));
   const newer = Buffer.from(bytes);
   newer[2] = 2;
-  assert.throws(() => decodeHeader(newer), (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message));
+  assert.throws(
+    () => decodeHeader(newer),
+    (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message),
+  );
   const type = Buffer.from(encodeRecord(record));
   type[1] = 99;
-  assert.throws(() => decodeRecord(type), (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message));
+  assert.throws(
+    () => decodeRecord(type),
+    (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message),
+  );
 });
 
 test("damage is noticed, whatever byte it hits", () => {
@@ -81,14 +111,16 @@ test("damage is noticed, whatever byte it hits", () => {
       assert.throws(() => decodeBatch(damaged), UnreadableRecord);
     }),
   );
-  for (let length = 0; length < bytes.length; length++) assert.throws(() => decodeBatch(bytes.subarray(0, length)), UnreadableRecord);
+  for (let length = 0; length < bytes.length; length++)
+    assert.throws(() => decodeBatch(bytes.subarray(0, length)), UnreadableRecord);
 });
 
 test("any JSON travels unchanged, with its order of keys", () => {
   fc.assert(
     fc.property(fc.dictionary(fc.string(), fc.jsonValue({ maxDepth: 4 })), (spec) => {
       const plain = JSON.parse(JSON.stringify(spec)) as Record<string, unknown>;
-      const back = decodeRecord(encodeRecord({ ...record, cluster: { ...record.cluster!, spec: plain } })).cluster?.spec;
+      const back = decodeRecord(encodeRecord({ ...record, cluster: { ...record.cluster!, spec: plain } })).cluster
+        ?.spec;
       assert.equal(JSON.stringify(back), JSON.stringify(plain));
     }),
   );

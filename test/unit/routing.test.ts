@@ -5,7 +5,8 @@ import { hashText, partition, partitionOf, shardOf } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
 import { firstOwner, preferredLeader, successionOrder } from "../../shards/successor.js";
 
-const head = (over: Partial<Head>): Head => ({ owner: "east", state: "owned", confirmed: true, epoch: 4, ...over }) as Head;
+const head = (over: Partial<Head>): Head =>
+  ({ owner: "east", state: "owned", confirmed: true, epoch: 4, ...over }) as Head;
 
 test("route: every combination of owner, state, lease and peer", () => {
   const here = { self: "east", leaseValid: true, ownerState: "serving" as const };
@@ -54,7 +55,10 @@ test("succession: the same for all, a preference first, spread over survivors", 
     firsts.add(order[0] ?? "");
     assert.equal(successionOrder(partition(p), survivors, ["west"])[0], "west");
     // A survivor less changes nothing between the others.
-    assert.deepEqual(successionOrder(partition(p), ["central", "west"]), order.filter((dc) => dc !== "north"));
+    assert.deepEqual(
+      successionOrder(partition(p), ["central", "west"]),
+      order.filter((dc) => dc !== "north"),
+    );
   }
   assert.equal(firsts.size, 3);
 });
@@ -66,5 +70,8 @@ test("log leaders: away from the owner, a witness first, and no move without nee
   assert.equal(preferredLeader({ owner: "east", leader: "central", candidates: three }), "central");
   assert.equal(preferredLeader({ owner: "east", leader: "west", candidates: [...three, site("w", 0, 9, true)] }), "w");
   assert.equal(preferredLeader({ owner: "east", leader: "east", candidates: [site("east", 1)] }), undefined);
-  assert.equal(preferredLeader({ owner: "east", leader: undefined, candidates: [site("central", 5, 6), site("west", 5, 0)] }), "west");
+  assert.equal(
+    preferredLeader({ owner: "east", leader: undefined, candidates: [site("central", 5, 6), site("west", 5, 0)] }),
+    "west",
+  );
 });

@@ -8,7 +8,17 @@ import { epoch, position, shardId } from "../../shards/ids.js";
 
 const shard = shardId(3);
 const batch = (id: string, owner = "east", at = 1): Batch => ({
-  header: { kind: "records", generation: 1, shard, epoch: epoch(1), owner, batchId: id.padEnd(16, "0"), first: position(at), count: 1, committedAt: 0 },
+  header: {
+    kind: "records",
+    generation: 1,
+    shard,
+    epoch: epoch(1),
+    owner,
+    batchId: id.padEnd(16, "0"),
+    first: position(at),
+    count: 1,
+    committedAt: 0,
+  },
   records: [Buffer.from("x")],
   open: null,
 });
@@ -26,7 +36,14 @@ class Scripted implements LogTransport {
     this.messages.push({ sequence: this.messages.length + 1, shard, data: encodeBatch(b) });
     return this.messages.length;
   }
-  async append(_p: number, _s: number, data: Uint8Array, expected: number, _t: number, route: number): Promise<TransportAnswer> {
+  async append(
+    _p: number,
+    _s: number,
+    data: Uint8Array,
+    expected: number,
+    _t: number,
+    route: number,
+  ): Promise<TransportAnswer> {
     this.used.push(route);
     const step = this.script.shift() ?? "store";
     if (typeof step === "function") return step();
