@@ -1,6 +1,5 @@
 import type { Time } from "../infra/clock.js";
 import type { Config } from "../infra/config.js";
-import { FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
@@ -10,11 +9,15 @@ import { Face } from "./face.js";
 import { createHttpServer } from "./http/index.js";
 import { BuiltInWorker } from "./jobs/builtin-worker.js";
 import { Verifier } from "./verify.js";
+import { serveWitness } from "./witness.js";
 
-/** Runs one process of a datacenter until it is told to stop (SIGINT, SIGTERM). */
+/** Runs one process of a datacenter (or a witness) until it is told to stop (SIGINT, SIGTERM). */
 export async function serve(config: Config, log: Logger, time: Time, random: Random): Promise<void> {
-  if (!config.datacenter)
-    throw new FatalError("not_available", "a witness can't be served by this version yet", "Run three datacenters.");
+  const stopped = new Promise<string>((resolve) => {
+    for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
+  });
+  process.on("unhandledRejection", (error) => log.error("unhandled rejection", { error }));
+  if (!config.datacenter) return serveWitness(config, log, time, random, stopped);
   const parts = await createDatacenter(config, log, time, random);
   const verifier = new Verifier({
     group: config.group,
@@ -66,10 +69,6 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
   ]);
-  const stopped = new Promise<string>((resolve) => {
-    for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
-  });
-  process.on("unhandledRejection", (error) => log.error("unhandled rejection", { error }));
   try {
     await group.start();
     log.info("serves", { url: parts.url, shards: parts.shards });

@@ -1,11 +1,10 @@
-import pg from "pg";
+import { silentLogger } from "../../infra/logger.js";
+import { Database } from "../../infra/postgres/database.js";
 import type { TestStack } from "../harness/stack.js";
 
-/** A connection to a datacenter's own database, to look at what no interface shows. End it. */
-export async function connectTo(stack: TestStack, dc: string): Promise<pg.Client> {
+/** A connection to a datacenter's own database, to look at what no interface shows. Close it. */
+export function databaseOf(stack: TestStack, dc: string): Database {
   const postgres = stack.stack.site(dc).postgres;
   if (postgres === undefined) throw new Error(`${dc} has no database`);
-  const client = new pg.Client({ connectionString: postgres.url() });
-  await client.connect();
-  return client;
+  return new Database({ url: postgres.url(), connections: 1, name: "test", log: silentLogger });
 }

@@ -292,7 +292,20 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     const ids = Array.from({ length: 15 }, (_, number) => `all-${number}`);
     const written = await Promise.all(ids.map((id) => put("central", id, {}, "before")));
     for (const answer of written) body(answer, 201);
-    await Promise.all(stack.dcs.map((dc) => stack.simulate("crash", dc)));
+    // With a majority of the sites gone, the last one refuses every write with a reason, and reads on.
+    await Promise.all(["east", "west"].map((dc) => stack.simulate("crash", dc)));
+    await stack.until(
+      async () => (await get("central", at(ids, 0))).headers.get("hothot-stale") === "true",
+      settleMs,
+      "reads are marked stale",
+    );
+    const refusals = await Promise.all(ids.map((id) => put("central", id, { "hothot-timeout-ms": "500" }, "refused")));
+    for (const answer of refusals) {
+      const code = (JSON.parse(answer.text) as { code: "no_lease" | "owner_unreachable" | "no_majority" }).code;
+      assert.ok(["no_lease", "owner_unreachable", "no_majority"].includes(code), answer.text);
+      problem(answer, code);
+    }
+    await stack.simulate("crash", "central");
     for (const dc of stack.dcs) assert.deepEqual(stack.pids(dc), { node: [], postgres: [], nats: [] });
     // As `hothot up` does it.
     await LocalStack.up(stack.dir, {});

@@ -226,7 +226,7 @@ describe("a worker of one's own", { timeout: 300_000 }, () => {
     for (const stage of ["STOP", "START", "START"]) {
       const [task] = await take("central", "w1", { max: 1, waitMs: 10_000 });
       assert.equal(task?.stage, stage);
-      body(await finish("east", task as Task), 200);
+      body(await finish("east", task), 200);
     }
     assert.equal(body(await on("central", "GET", `/v1/jobs/${job.id}`), 200)["status"], "complete");
   });
@@ -313,7 +313,7 @@ describe("a worker of one's own", { timeout: 300_000 }, () => {
     for (const dc of stack.dcs) {
       problem(await finish(dc, one), "stale_token");
       problem(await beat(dc, two), "stale_token");
-      problem(await finish(dc, early as Task, { workerId: "w2" }), "stale_token");
+      problem(await finish(dc, early, { workerId: "w2" }), "stale_token");
       // The last finish of the attempt that counted is answered again.
       body(await finish(dc, at(mine, -1)), 200);
       const seen = body(await on(dc, "GET", `/v1/clusters/${id}`), 200);

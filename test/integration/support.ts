@@ -46,7 +46,7 @@ export interface VerifyLine {
 
 /** One request; a string is sent as it is. @throws when nobody answers within `ms`. */
 export async function send(
-  stack: TestStack,
+  stack: Pick<TestStack, "url">,
   dc: string,
   method: string,
   where: string,
@@ -108,7 +108,7 @@ export function problem(answer: Answered, code: ProblemCode): Json {
 }
 
 /** The shard map as one datacenter has it. */
-export async function shardMap(stack: TestStack, dc: string): Promise<ShardView[]> {
+export async function shardMap(stack: Pick<TestStack, "url">, dc: string): Promise<ShardView[]> {
   return body<{ items: ShardView[] }>(await send(stack, dc, "GET", "/v1/shards?limit=1000"), 200).items;
 }
 

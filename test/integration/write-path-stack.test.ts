@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after as afterAll, before, describe, it } from "node:test";
-import { connectTo } from "./database.js";
 import { startStack, type TestStack } from "../harness/stack.js";
+import { databaseOf } from "./database.js";
 import { readLog } from "./log-reader.js";
 import {
   after,
@@ -80,15 +80,15 @@ describe("the write path", { timeout: 240_000 }, () => {
       Array.from({ length: 200 }, (_, number) => before + number + 1),
     );
     assert.equal(await standing("central", shard), before + 200);
-    const database = await connectTo(stack, "central");
+    const database = databaseOf(stack, "central");
     try {
-      const { rows } = await database.query<{ transactions: number; rows: number }>(
+      const { rows } = await database.pool.query<{ transactions: number; rows: number }>(
         "SELECT count(DISTINCT xmin::text)::int AS transactions, count(*)::int AS rows FROM clusters WHERE id LIKE 'dense-%'",
       );
       assert.equal(rows[0]?.rows, 200);
       assert.ok((rows[0]?.transactions ?? 0) <= 100, `${rows[0]?.transactions} transactions for 200 writes`);
     } finally {
-      await database.end();
+      await database.close();
     }
     // The log holds the same, in the same order, once.
     await stack.until(
@@ -264,6 +264,25 @@ describe("the write path", { timeout: 240_000 }, () => {
       assert.equal(new Set(answers.map((answer) => answer.headers.get("hothot-position"))).size, 1);
     }
   });
+
+  it("refuses the key of another cluster's write in the same shard", async () => {
+    const [one = "", two = ""] = idsIn(freshShard("east", 1), "same-shard", 2);
+    const key = { "idempotency-key": "two-clusters" };
+    body(await put("west", one, key), 201);
+    problem(await put("central", two, key), "idempotency_key_reused");
+  });
+
+  it(
+    "refuses the key of another cluster's write in another shard",
+    { todo: "keys are kept with the shard that they were used in" },
+    async () => {
+      const [one, two] = [at(idsOf(map, "east", "key-a", 1), 0), at(idsOf(map, "west", "key-b", 1), 0)];
+      const key = { "idempotency-key": "two-shards" };
+      body(await on("east", "POST", "/v1/clusters", { id: one, name: "n", spec: {} }, key), 201);
+      const other = await on("east", "POST", "/v1/clusters", { id: two, name: "n", spec: {} }, key);
+      problem(other, "idempotency_key_reused");
+    },
+  );
 
   it("remembers nothing of a keyed write that was refused", async () => {
     const id = at(idsOf(map, "west", "refused", 1), 0);

@@ -65,6 +65,7 @@ export interface DatabaseFaults {
   forgetsIncarnation?: boolean;
 }
 
+const dataStatements = new Set(["apply", "write", "outbox", "restore", "copy"]);
 const statementTimeoutMs = 3_000;
 
 /** A datacenter's database: each call is one atomic statement, sooner or later; it survives its processes. */
@@ -74,6 +75,8 @@ export class MemoryDatabase {
   incarnation = 1;
   up = true;
   pausedUntil = 0;
+  /** The tables of the data stand still (a lock, a full disk queue), the small ones of the leases don't. */
+  dataPausedUntil = 0;
   /** Milliseconds that its clock, which judges locks, is ahead. */
   ahead = 0;
   calm = false;
@@ -105,8 +108,9 @@ export class MemoryDatabase {
         void s.after(delay, process, () => reject(new Error(message)));
       const execute = (): void => {
         if (!this.up) return fail(1, "the database is off");
-        if (this.pausedUntil > s.now) {
-          s.after(this.pausedUntil - s.now + s.between(0, 2), null, execute);
+        const until = Math.max(this.pausedUntil, dataStatements.has(what) ? this.dataPausedUntil : 0);
+        if (until > s.now) {
+          s.after(until - s.now + s.between(0, 2), null, execute);
           return;
         }
         if (process.dead && s.chance(0.5)) return;

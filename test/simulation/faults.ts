@@ -1,3 +1,4 @@
+import type { Channel } from "./network.js";
 import type { Process } from "./scheduler.js";
 import type { World } from "./world.js";
 
@@ -45,6 +46,7 @@ export class Faults {
       database.up = true;
       database.calm = true;
       database.pausedUntil = 0;
+      database.dataPausedUntil = 0;
     }
     for (const process of processes.values()) process.pausedUntil = Math.min(process.pausedUntil, s.now);
     for (const { name, site, dead } of [...processes.values()]) if (dead) this.#w.start(site, name);
@@ -66,16 +68,52 @@ export class Faults {
     const all = [...this.#w.processes.values()].filter((process) => process.site === site && !process.dead);
     const some = s.chance(0.6) ? all : all.slice(0, 1);
     const kind = s.random.next();
-    if (kind < 0.2) this.#pause(some, s.between(50, 3_000));
-    else if (kind < 0.36) this.#crash(some, s.chance(0.5) ? s.between(1, 200) : s.between(200, 2_500), "");
-    else if (kind < 0.46) this.#crashSite(site, s.between(300, 3_000));
-    else if (kind < 0.68) this.#cut(site, sites);
-    else if (kind < 0.76) this.#stepDown();
-    else if (kind < 0.82) this.#slowDatabase(site);
-    else if (kind < 0.92)
+    if (kind < 0.15) this.#pause(some, s.between(50, 3_000));
+    else if (kind < 0.28) this.#crash(some, s.chance(0.5) ? s.between(1, 200) : s.between(200, 2_500), "");
+    else if (kind < 0.36) this.#crashSite(site, s.between(300, 3_000));
+    else if (kind < 0.54) this.#cut(site, sites);
+    else if (kind < 0.6) this.#stepDown();
+    else if (kind < 0.66) this.#slowDatabase(site);
+    else if (kind < 0.74)
       this.#trap = { site, what: s.pick(["fence", "vote", "append", "apply", "write", "lock", "confirm", "heads"]) };
+    else if (kind < 0.92) this.#ambush();
     else if (shape.suspends) this.#suspend(all, s.between(200, 3_000));
     else this.#pause(all, s.between(600, 1_500));
+  }
+
+  /**
+   * What the rules are for: an owner that is not heard by one datacenter goes on, and does not see the log, while a third
+   * site, whose word decides, has troubles of its own.
+   */
+  #ambush(): void {
+    const { s, network, databases, siteSet, shape, processes, checker } = this.#w;
+    const owner = checker.owner(Math.floor(s.random.next() * shape.shards));
+    const others = siteSet.sites.map((site) => site.name).filter((site) => site !== owner);
+    const candidate = s.pick(others);
+    const { leaseMs } = shape.settings;
+    const until = s.now + leaseMs * s.between(1, 4);
+    this.#w.say("world", `ambush of ${owner}, which ${candidate} does not hear, until ${until.toFixed(1)}`);
+    network.cut(owner, candidate, until, ["word"]);
+    if (s.chance(0.5)) network.cut(candidate, owner, until, ["word"]);
+    if (s.chance(0.6))
+      for (const other of others) {
+        network.cut(owner, other, until + s.between(0, leaseMs), ["bulk"]);
+        network.cut(other, owner, until + s.between(0, leaseMs), ["bulk"]);
+      }
+    const database = databases.get(owner);
+    if (database !== undefined && s.chance(0.4)) database.dataPausedUntil = until + s.between(0, leaseMs);
+    if (shape.goesBack && s.chance(0.5)) s.after(s.between(0.5, 2.5) * leaseMs, null, () => this.#goBack(s.pick(others)));
+    for (const site of siteSet.sites.map((each) => each.name)) {
+      const living = [...processes.values()].filter((process) => process.site === site && !process.dead);
+      const some = s.chance(0.5) ? living : living.slice(-1);
+      if (!s.chance(site === owner ? 0.15 : 0.5)) continue;
+      const quick = s.chance(0.6);
+      s.after(s.between(0.2, 2.5) * leaseMs, null, () => {
+        if (!this.#active) return;
+        if (quick) this.#crash(some.filter((process) => !process.dead), s.between(1, 60), "for a moment");
+        else this.#pause(some, leaseMs * s.between(0.2, 2));
+      });
+    }
   }
 
   #pause(processes: readonly Process[], ms: number): void {
@@ -137,12 +175,13 @@ export class Faults {
     const others = sites.filter((other) => other !== site);
     const from = s.chance(0.5) ? [s.pick(others)] : others;
     const oneWay = s.chance(0.2);
+    const channels = s.pick<readonly Channel[]>([["word", "bulk"], ["word", "bulk"], ["bulk"], ["word"]]);
     const long = shape.goesBack && s.chance(0.3) ? 3_000 : 0;
     for (const other of from) {
       const until = s.now + long + s.between(200, 2_500);
-      network.cut(site, other, until);
-      if (!oneWay) network.cut(other, site, until);
-      this.#w.say("link", `${site} ${oneWay ? "to" : "and"} ${other} cut until ${until.toFixed(1)}`);
+      network.cut(site, other, until, channels);
+      if (!oneWay) network.cut(other, site, until, channels);
+      this.#w.say("link", `${site} ${oneWay ? "to" : "and"} ${other} cut until ${until.toFixed(1)} for ${channels.join(" and ")}`);
     }
     s.after(s.between(50, 400), null, () => log.review());
   }
@@ -173,16 +212,18 @@ export class Faults {
     snapshots();
     const back = (): void => {
       if (!this.#active) return;
-      const site = s.pick(shape.datacenters);
-      const database = databases.get(site);
-      const to = database?.goBack();
-      if (to !== undefined) {
-        this.#w.checker.wentBack(site, to);
-        this.#w.say(site, `its database goes back to ${to.toFixed(1)}, incarnation ${database?.incarnation}`);
-      }
+      this.#goBack(s.pick(shape.datacenters));
       s.after(s.between(1_000, 5_000), null, back);
     };
     s.after(s.between(500, 3_000), null, back);
+  }
+
+  #goBack(site: string): void {
+    const database = this.#w.databases.get(site);
+    const to = this.#active ? database?.goBack() : undefined;
+    if (to === undefined) return;
+    this.#w.checker.wentBack(site, to);
+    this.#w.say(site, `its database goes back to ${to.toFixed(1)}, incarnation ${database?.incarnation}`);
   }
 
   #jump(site: string): void {

@@ -7,11 +7,15 @@ interface Subscription {
   readonly handler: (message: Message) => void;
 }
 
+/** Heartbeats and votes have a route of their own beside that of the log and of all else. */
+export type Channel = "word" | "bulk";
+const channelOf = (subject: string): Channel => (/\.(hb|hba|vote)(\.|$)/.test(subject) ? "word" : "bulk");
+
 /** The links between sites, and core messaging over them: late, lost, doubled, in another order. */
 export class Network {
   readonly #scheduler: Scheduler;
   readonly #subscriptions = new Map<string, Set<Subscription>>();
-  /** "a>b" -> virtual time until which nothing goes that way. */
+  /** "channel a>b" -> virtual time until which nothing goes that way. */
   readonly #cuts = new Map<string, number>();
   /** Sites whose servers are off. */
   readonly down = new Set<string>();
@@ -25,17 +29,21 @@ export class Network {
   }
 
   /** Whether messages go from a to b now. */
-  goes(a: string, b: string): boolean {
+  goes(a: string, b: string, channel: Channel): boolean {
     if (this.down.has(a) || this.down.has(b)) return false;
-    return a === b || this.#scheduler.now >= (this.#cuts.get(`${a}>${b}`) ?? 0);
+    return a === b || this.#scheduler.now >= (this.#cuts.get(`${channel} ${a}>${b}`) ?? 0);
   }
 
+  /** For the log. */
   linked(a: string, b: string): boolean {
-    return this.goes(a, b) && this.goes(b, a);
+    return this.goes(a, b, "bulk") && this.goes(b, a, "bulk");
   }
 
-  cut(a: string, b: string, until: number): void {
-    this.#cuts.set(`${a}>${b}`, until);
+  cut(a: string, b: string, until: number, channels: readonly Channel[] = ["word", "bulk"]): void {
+    for (const channel of channels) {
+      const key = `${channel} ${a}>${b}`;
+      this.#cuts.set(key, Math.max(this.#cuts.get(key) ?? 0, until));
+    }
   }
 
   heal(): void {
@@ -80,25 +88,26 @@ export class Network {
       if (subscription.queue !== null && queued) continue;
       queued ||= subscription.queue !== null;
       heard++;
-      this.#send(from, subscription.process, () =>
+      const channel = channelOf(subject);
+      this.#send(channel, from, subscription.process, () =>
         subscription.handler({
           subject,
           data,
-          respond: (answer) => this.#send(subscription.process, from, () => answered(answer)),
+          respond: (answer) => this.#send(channel, subscription.process, from, () => answered(answer)),
         }),
       );
     }
     return heard;
   }
 
-  #send(from: Process, to: Process, arrive: () => void): void {
+  #send(channel: Channel, from: Process, to: Process, arrive: () => void): void {
     const s = this.#scheduler;
     if (from.site === to.site) {
       if (!this.down.has(from.site)) s.after(s.between(0.1, 0.5), to, arrive);
       return;
     }
-    if (!this.goes(from.site, to.site)) {
-      const healed = this.#cuts.get(`${from.site}>${to.site}`) ?? 0;
+    if (!this.goes(from.site, to.site, channel)) {
+      const healed = this.#cuts.get(`${channel} ${from.site}>${to.site}`) ?? 0;
       if (this.keeps && healed > s.now && s.chance(0.3)) s.after(healed - s.now + s.between(0, 5), to, arrive);
       return;
     }

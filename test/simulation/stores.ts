@@ -17,7 +17,7 @@ import {
   type ReplicaStore,
   type Stretch,
 } from "../../replication/replica-store.js";
-import type { MemoryDatabase, Tables } from "./database.js";
+import type { MemoryDatabase, OutboxEntry, Tables } from "./database.js";
 import type { Process } from "./scheduler.js";
 
 /** ShardStore and VoteStore on a datacenter's tables, statement by statement as shards/postgres-store.ts. */
@@ -251,14 +251,13 @@ export class MemoryReplicaStore implements ReplicaStore {
           const open = message.batch?.open;
           if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
           let divergent = 0;
-          if (step.divergentAbove !== null)
-            try {
-              divergent = setAside(tables, head, step.divergentAbove);
-            } catch (error) {
-              step = { kind: "stop", why: (error as Error).message };
-              stop(head, step.why);
-              break;
-            }
+          const why = step.divergentAbove === null ? undefined : cannotSetAside(tables, head, step.divergentAbove);
+          if (why !== undefined) {
+            step = { kind: "stop", why };
+            stop(head, why);
+            break;
+          }
+          if (step.divergentAbove !== null) divergent = setAside(tables, head, step.divergentAbove);
           voidCopies(tables, head.shard, head.epoch, step.head.position);
           const next: FullHead = {
             ...head,
@@ -303,14 +302,19 @@ export function putRow(tables: Tables, row: ClusterRow, byPositionAlone = false)
   if (newer) tables.rows.set(row.id, row);
 }
 
+const tailOf = (tables: Tables, head: FullHead, last: number): OutboxEntry[] =>
+  (tables.outbox.get(head.shard) ?? []).filter((row) => row.epoch === head.epoch && row.position > last);
+
+function cannotSetAside(tables: Tables, head: FullHead, last: number): string | undefined {
+  const { length } = tailOf(tables, head, last);
+  if (length === head.position - last) return undefined;
+  return `its divergent operations can't be set aside: the outbox holds ${length} of ${head.position - last}`;
+}
+
 /** See replication/divergence.ts. */
 function setAside(tables: Tables, head: FullHead, last: number): number {
   const all = tables.outbox.get(head.shard) ?? [];
-  const tail = all.filter((row) => row.epoch === head.epoch && row.position > last);
-  if (tail.length !== head.position - last)
-    throw new Error(
-      `the outbox of shard ${head.shard} holds ${tail.length} of ${head.position - last} divergent operations`,
-    );
+  const tail = tailOf(tables, head, last);
   for (const row of tail) {
     const { cluster } = decodeRecord(row.record);
     if (cluster === undefined) continue;

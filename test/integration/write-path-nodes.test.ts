@@ -1,0 +1,173 @@
+import assert from "node:assert/strict";
+import { after as afterAll, before, describe, it } from "node:test";
+import { startStack, type TestStack } from "../harness/stack.js";
+import { readLog } from "./log-reader.js";
+import {
+  after,
+  allEqual,
+  allServe,
+  at,
+  body,
+  idsIn,
+  idsOf,
+  placeOf,
+  placeText,
+  problem,
+  send,
+  settleMs,
+  shardMap,
+  type Answered,
+  type Json,
+  type ShardView,
+} from "./support.js";
+
+describe("several processes of a datacenter", { timeout: 240_000 }, () => {
+  let stack: TestStack;
+  let map: ShardView[];
+  /** `<dc>/<node>`, as Hothot-Served-By names them. */
+  let nodes: string[];
+  before(async () => {
+    stack = await startStack({ nodes: 2 });
+    map = await shardMap(stack, "east");
+    nodes = stack.dcs.flatMap((dc) => [`${dc}/n1`, `${dc}/n2`]);
+  });
+  afterAll(() => stack?.stop());
+
+  const urls = {
+    url: (node: string): string => {
+      const [dc = "", number = ""] = node.split("/n");
+      return stack.stack.site(dc).nodes[Number(number) - 1]?.url ?? "";
+    },
+  };
+  const on = (
+    node: string,
+    method: string,
+    where: string,
+    data?: unknown,
+    headers?: Record<string, string>,
+  ): Promise<Answered> => send(urls, node, method, where, data, headers);
+  const put = (node: string, id: string, headers?: Record<string, string>, name = "n"): Promise<Answered> =>
+    on(node, "PUT", `/v1/clusters/${id}`, { name, spec: {} }, headers);
+
+  it("all serve any request; what they own they do themselves", async () => {
+    const served = new Set<string>();
+    for (const owner of stack.dcs)
+      for (const [index, node] of nodes.entries())
+        for (const [nth, durability] of ["local", "replicated"].entries()) {
+          const id = at(idsOf(map, owner, `any-${index}`, 2), nth);
+          const answer = await put(node, id, { "hothot-durability": durability });
+          body(answer, 201);
+          assert.equal(answer.headers.get("hothot-owner"), owner);
+          const by = answer.headers.get("hothot-served-by") ?? "";
+          assert.ok(nodes.includes(by), by);
+          if (node.startsWith(owner)) assert.equal(by, node);
+          else assert.ok(by.startsWith(`${owner}/`), by);
+          served.add(by);
+        }
+    assert.equal(served.size, 6);
+  });
+
+  it("number concurrent writes of a shard densely together", async () => {
+    const shard = at(
+      map.filter((each) => each.owner === "west"),
+      3,
+    ).shard;
+    const before = placeOf(await put("west/n1", at(idsIn(shard, "first", 1), 0))).position;
+    const ids = idsIn(shard, "dense", 200);
+    const answers = await Promise.all(
+      ids.map((id, n) =>
+        put(at(n % 2 === 0 ? ["west/n1", "west/n2"] : nodes, n % (n % 2 === 0 ? 2 : 6)), id, {
+          "hothot-durability": n % 5 === 0 ? "replicated" : "local",
+        }),
+      ),
+    );
+    for (const answer of answers) body(answer, 201);
+    assert.deepEqual(
+      answers.map((answer) => placeOf(answer).position).sort((a, b) => a - b),
+      Array.from({ length: 200 }, (_, n) => before + 1 + n),
+    );
+    assert.equal(new Set(answers.map((answer) => answer.headers.get("hothot-served-by"))).size, 2);
+    await allEqual(stack, "east");
+    const { entries } = await readLog(stack, "west");
+    assert.deepEqual(
+      entries.filter((entry) => entry.shard === shard).map((entry) => entry.position),
+      Array.from({ length: before + 200 }, (_, n) => n + 1),
+    );
+  });
+
+  it("read each other's writes with Hothot-Min-Position, and share keys and races", async () => {
+    for (const owner of stack.dcs) {
+      for (let round = 0; round < 6; round++) {
+        const id = at(idsOf(map, owner, `own-${round}`, 1), 0);
+        const answer = await put(at(nodes, round), id, {}, `round ${round}`);
+        body(answer, 201);
+        for (const read of await Promise.all(
+          nodes.map((node) => on(node, "GET", `/v1/clusters/${id}`, undefined, after(answer))),
+        ))
+          assert.equal(body(read, 200)["name"], `round ${round}`);
+      }
+      const id = at(idsOf(map, owner, "key", 1), 0);
+      const keyed = await Promise.all(
+        Array.from({ length: 24 }, (_, n) => put(at(nodes, n % 6), id, { "idempotency-key": `nodes-${owner}` })),
+      );
+      assert.equal(new Set(keyed.map((answer) => `${answer.status} ${answer.text}`)).size, 1);
+      assert.equal(keyed.filter((answer) => answer.headers.get("idempotency-replayed") === null).length, 1);
+      const race = await Promise.all(
+        Array.from({ length: 24 }, (_, n) => put(at(nodes, n % 6), id, { "if-match": '"1"' }, `race ${n}`)),
+      );
+      assert.equal(race.filter((answer) => answer.status === 200).length, 1);
+      for (const answer of race) if (answer.status !== 200) problem(answer, "version_mismatch");
+    }
+  });
+
+  it("run a job's tasks, whichever of them is asked", async () => {
+    for (const owner of stack.dcs) {
+      const id = at(idsOf(map, owner, "job", 1), 0);
+      body(await on(at(nodes, 1), "PUT", `/v1/clusters/${id}`, { name: id, spec: { nodes: ["a", "b"] } }), 201);
+      const job = body(await on(at(nodes, 3), "POST", `/v1/clusters/${id}/operations`, { type: "create" }), 202);
+      for (const node of nodes)
+        await stack.until(
+          async () => body(await on(node, "GET", `/v1/jobs/${String(job["id"])}`), 200)["status"] === "complete",
+          settleMs,
+          `${node} sees the job complete`,
+        );
+    }
+  });
+
+  it("go on without one that is killed, in the same epochs, with its shards where they are", async () => {
+    const before = await shardMap(stack, "east");
+    for (const victim of ["n1", "n2"]) {
+      const pids = stack.stack.site("central").nodes[victim === "n1" ? 0 : 1]?.process();
+      assert.ok(pids !== undefined);
+      process.kill(pids.pid, "SIGKILL");
+      const other = victim === "n1" ? "central/n2" : "central/n1";
+      const shardsOf = before.filter((shard) => shard.owner === "central");
+      const answers = await Promise.all(
+        shardsOf.flatMap(({ shard }) => [
+          put(other, at(idsIn(shard, `kill-${victim}-a`, 1), 0), { "hothot-durability": "replicated" }),
+          put("east/n2", at(idsIn(shard, `kill-${victim}-b`, 1), 0), {
+            "hothot-durability": "replicated",
+            "idempotency-key": `kill-${victim}-${shard}`,
+          }),
+        ]),
+      );
+      for (const answer of answers) {
+        body(answer, 201);
+        assert.equal(answer.headers.get("hothot-served-by"), other);
+        assert.equal(placeOf(answer).epoch, at(before, placeOf(answer).shard).epoch, placeText(placeOf(answer)));
+      }
+      await stack.simulate("restart", "central");
+      await allServe(stack);
+      for (const node of nodes)
+        await stack.until(async () => (await on(node, "GET", "/readyz")).status === 200, settleMs, `${node} is ready`);
+      for (const shard of await shardMap(stack, "east"))
+        assert.equal(shard.owner, at(before, shard.shard).owner, "no takeover");
+    }
+    const { items } = body<{ items: Json[] }>(await on("west/n2", "GET", "/v1/history?limit=1000"), 200);
+    assert.deepEqual(
+      items.filter((item) => item["kind"] === "takeover" && item["from"] !== item["to"]),
+      [],
+    );
+    await allEqual(stack, "central");
+  });
+});
