@@ -5,6 +5,7 @@ import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createDatacenter } from "./datacenter.js";
+import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
 import { createHttpServer } from "./http/index.js";
 import { BuiltInWorker } from "./jobs/builtin-worker.js";
@@ -31,8 +32,10 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
     onMismatch: () => parts.metrics.digestMismatches.inc(),
   });
+  const face = new Face(parts, verifier);
+  const divergent = new DivergentOperations(parts, face);
   const http = createHttpServer({
-    datacenter: new Face(parts, verifier),
+    datacenter: face,
     config,
     time,
     random,
@@ -41,6 +44,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
       startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
       getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
       cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
+      replayDivergent: (context, id) => divergent.replay(context, id),
+      discardDivergent: (context, id) => divergent.discard(context, id),
       setFailover: (context, paused) => parts.moves.setFailover(context, paused),
     },
     observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),

@@ -87,7 +87,7 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
           if (answer?.status === 200 && answer.headers.get("hothot-stale") === null)
             if ((JSON.parse(answer.text) as Json)["name"] === name)
               shown.push(`${answer.text} lag ${answer.headers.get("hothot-lag-ms")}`);
-        await pause(5);
+        await pause(1);
       }
     })();
     return async () => {

@@ -26,11 +26,13 @@ import { LeaseKeeper } from "../../shards/lease-keeper.js";
 import { ShardMap, type Head } from "../../shards/map.js";
 import { Peers } from "../../shards/peers.js";
 import { datacentersOf, type SiteSet } from "../../shards/site-set.js";
+import type { ShardStore } from "../../shards/store.js";
 import { Switchover } from "../../shards/switchover.js";
 import { TakeoverWatch } from "../../shards/takeover.js";
 import type { MemoryDatabase } from "./database.js";
 import type { MemoryLog } from "./memory-log.js";
 import type { Network } from "./network.js";
+import { RereadingLog } from "./mends.js";
 import { MemoryRestorer } from "./restorer.js";
 import {
   BelievingMap,
@@ -93,7 +95,20 @@ export async function startNode(o: NodeParts) {
   await meet();
 
   const plain = new MemoryShardStore(database, process);
-  const store = tamperedStore(plain, off);
+  const tampered = tamperedStore(plain, off);
+  let listedAt = -Infinity;
+  const store: ShardStore = o.plain
+    ? tampered
+    : {
+        ...tampered,
+        refreshNode: async (name, url, ms) => {
+          const began = time.monotonic();
+          const others = await tampered.refreshNode(name, url, ms);
+          if (began - listedAt > settings.leaseMs) for (const head of await tampered.heads()) map.adopt(head);
+          listedAt = began;
+          return others;
+        },
+      };
   const map = off.has("h-forward") ? new BelievingMap(shards) : new ShardMap(shards);
   for (const head of await store.heads()) map.adopt(head);
   const peers = new Peers(time, settings.heartbeatMs, settings.leaseMs);
@@ -155,7 +170,8 @@ export async function startNode(o: NodeParts) {
     onNewerSet: () => undefined,
   });
 
-  const shardLog = new ShardLog({ transport: o.log.transport(process), partitions, time, log });
+  const logOptions = { transport: o.log.transport(process), partitions, time, log };
+  const shardLog: ShardLog = o.plain ? new ShardLog(logOptions) : new RereadingLog(logOptions, (shard) => publisher.mark(shard));
   const hint = (partition: Partition, sequence: number): void => messenger.publish("tail", pack([partition, sequence]));
   const publisher: Publisher = new Publisher({
     log: shardLog,

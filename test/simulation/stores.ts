@@ -236,17 +236,19 @@ export class MemoryReplicaStore implements ReplicaStore {
         case "mark":
           tables.heads.set(head.shard, { ...head, ...step.head });
           break;
-        case "apply":
+        case "apply": {
           if (message.batch === null) throw new NeedsRecords(head.partition, message.sequence);
+          const { epoch } = step.head;
           message.batch.records.slice(step.skip).forEach((bytes, index) => {
             const record = decodeRecord(bytes);
             if (record.cluster === undefined) return;
-            const place = { changedEpoch: step.head.epoch, changedPosition: toPosition(head.position + 1 + index) };
+            const place = { changedEpoch: epoch, changedPosition: toPosition(head.position + 1 + index) };
             putRow(tables, { ...record.cluster, ...place }, this.faults.ignoresEpochs === true);
           });
           tables.heads.set(head.shard, { ...head, ...step.head });
           if (message.header !== null) committedAt.set(head.shard, message.header.committedAt);
           break;
+        }
         case "adopt": {
           const open = message.batch?.open;
           if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
