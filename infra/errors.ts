@@ -132,6 +132,17 @@ export class Problem extends Error {
     this.retryAfterSeconds = extras.retryAfterSeconds;
   }
 
+  /** The same refusal, with the shard's owner where none is named yet. */
+  withOwner(owner: string): Problem {
+    if (this.owner !== undefined) return this;
+    return new Problem(this.code, this.message, {
+      owner,
+      ...(this.errors === undefined ? {} : { errors: this.errors }),
+      ...(this.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: this.retryAfterSeconds }),
+      ...(this.cause === undefined ? {} : { cause: this.cause }),
+    });
+  }
+
   get status(): number {
     return problems[this.code].status;
   }

@@ -546,9 +546,10 @@ export async function createDatacenter(
     if (control.incarnation !== incarnation) return;
     for (const head of heads) {
       map.adopt(head);
+      // Another process applies: what it has reached is known from the database alone.
+      if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
       if (head.owner !== site) continue;
       if (!replicator.holding) {
-        progress.reached(head.shard, head.epoch, head.position);
         publisher.observeMark(head.shard, head.epoch, head.published);
       } else if (head.position > (publisher.mark(head.shard) ?? -1)) publisher.wake(head.shard);
     }

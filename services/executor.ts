@@ -108,7 +108,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
       };
     } catch (error) {
       if (error instanceof Problem && error.code === "stale_token") this.o.onStaleFinish();
-      throw error;
+      throw error instanceof Problem ? error.withOwner(this.o.site) : error;
     }
   }
 

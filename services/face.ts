@@ -342,8 +342,16 @@ export class Face implements Datacenter {
       servedBy: this.#p.servedBy,
       ...(owner === null ? {} : { owner }),
       ...(lag === null ? {} : { lagMs: lag }),
-      ...(this.#p.leases.valid ? {} : { stale: true }),
+      ...(this.#p.leases.valid && !this.#unsettled(shard) ? {} : { stale: true }),
     };
+  }
+
+  /** The log gave the shard here (of all shards: any), but has not confirmed it yet: what stands here may be divergent. */
+  #unsettled(shard: ShardId | null): boolean {
+    const heads = shard === null ? this.#p.map.ownedBy(this.name) : [this.#p.map.get(shard)];
+    return heads.some(
+      (head) => head?.owner === this.name && head.state !== "moving" && (head.state !== "owned" || !head.confirmed),
+    );
   }
 
   /** Waits until this datacenter has applied the place. @throws Problem position_lost, deadline_exceeded */

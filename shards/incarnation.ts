@@ -50,6 +50,7 @@ export async function meetDatabase(
       partitions: number;
       system_id: string;
       restore_number: number;
+      met_restore_number: number;
       timeline: number;
     }>("SELECT * FROM meta FOR UPDATE");
     const meta = rows[0];
@@ -77,17 +78,20 @@ export async function meetDatabase(
     );
     if (meta.system_id !== found.systemId)
       found = { ...found, restoreNumber: Math.max(meta.restore_number + 1, Math.floor(options.wall / 1000)) };
-    const stored: Identity = { systemId: meta.system_id, restoreNumber: meta.restore_number, timeline: meta.timeline };
+    const stored: Identity = {
+      systemId: meta.system_id,
+      restoreNumber: meta.met_restore_number,
+      timeline: meta.timeline,
+    };
     if (stored.systemId !== found.systemId || incarnationOf(stored) !== incarnationOf(found)) {
       options.log.error("the database is a new incarnation: what it says it owns is closed until the log confirms it", {
         stored,
         found,
       });
-      await client.query("UPDATE meta SET system_id = $1, restore_number = $2, timeline = $3", [
-        found.systemId,
-        found.restoreNumber,
-        found.timeline,
-      ]);
+      await client.query(
+        "UPDATE meta SET system_id = $1, restore_number = $2, met_restore_number = $2, timeline = $3",
+        [found.systemId, found.restoreNumber, found.timeline],
+      );
       await close(client, options.closing);
       // The coordinator's lock is nobody's: whoever takes it keeps the silence of a fresh one.
       await client.query("DELETE FROM locks");

@@ -45,7 +45,10 @@ export interface MetaTable {
   partitions: number;
   /** Identity of the database as it is now (rule i): what it was when last met, and since. */
   systemId: string;
+  /** Raised (by hand, or by a new system identifier) when an older copy was put back. */
   restoreNumber: number;
+  /** The restore number under which the database was last met. */
+  metRestoreNumber: number;
   timeline: number;
   /** When the first process of the datacenter started, after none was left: owned shards are confirmed anew in each run. */
   run: string;
@@ -273,6 +276,7 @@ CREATE TABLE meta (
   partitions int NOT NULL,
   system_id text NOT NULL,
   restore_number bigint NOT NULL DEFAULT 0,
+  met_restore_number bigint NOT NULL DEFAULT 0,
   timeline bigint NOT NULL,
   run text NOT NULL DEFAULT ''
 );

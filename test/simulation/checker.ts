@@ -150,7 +150,8 @@ export class Checker {
     if (line?.owners.get(o.epoch) !== o.dc)
       throw new Violation(1, `${what}, an epoch of ${line?.owners.get(o.epoch) ?? "nobody"}`);
     let answers = this.#answers.get(o.shard);
-    if (answers === undefined) this.#answers.set(o.shard, (answers = new Map()));
+    if (answers === undefined)
+      this.#answers.set(o.shard, (answers = new Map<number, { readonly at: number; readonly dc: string }>()));
     for (const [epoch, first] of answers)
       if (epoch > o.epoch && first.dc !== o.dc && first.at < o.started)
         throw new Violation(7, `${what}, though ${first.dc} had answered in epoch ${epoch} at ${first.at.toFixed(1)}`);

@@ -125,7 +125,7 @@ export class MemoryDatabase {
         try {
           result = work(this.tables);
         } catch (error) {
-          s.after(s.between(0.1, 1), process, () => reject(error as Error));
+          s.after(s.between(0.1, 1), process, () => reject(error));
           return;
         }
         this.#hooks.effect(process, what);

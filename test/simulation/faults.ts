@@ -102,7 +102,8 @@ export class Faults {
       }
     const database = databases.get(owner);
     if (database !== undefined && s.chance(0.4)) database.dataPausedUntil = until + s.between(0, leaseMs);
-    if (shape.goesBack && s.chance(0.5)) s.after(s.between(0.5, 2.5) * leaseMs, null, () => this.#goBack(s.pick(others)));
+    if (shape.goesBack && s.chance(0.5))
+      s.after(s.between(0.5, 2.5) * leaseMs, null, () => this.#goBack(s.pick(others)));
     for (const site of siteSet.sites.map((each) => each.name)) {
       const living = [...processes.values()].filter((process) => process.site === site && !process.dead);
       const some = s.chance(0.5) ? living : living.slice(-1);
@@ -110,7 +111,12 @@ export class Faults {
       const quick = s.chance(0.6);
       s.after(s.between(0.2, 2.5) * leaseMs, null, () => {
         if (!this.#active) return;
-        if (quick) this.#crash(some.filter((process) => !process.dead), s.between(1, 60), "for a moment");
+        if (quick)
+          this.#crash(
+            some.filter((process) => !process.dead),
+            s.between(1, 60),
+            "for a moment",
+          );
         else this.#pause(some, leaseMs * s.between(0.2, 2));
       });
     }
@@ -181,7 +187,10 @@ export class Faults {
       const until = s.now + long + s.between(200, 2_500);
       network.cut(site, other, until, channels);
       if (!oneWay) network.cut(other, site, until, channels);
-      this.#w.say("link", `${site} ${oneWay ? "to" : "and"} ${other} cut until ${until.toFixed(1)} for ${channels.join(" and ")}`);
+      this.#w.say(
+        "link",
+        `${site} ${oneWay ? "to" : "and"} ${other} cut until ${until.toFixed(1)} for ${channels.join(" and ")}`,
+      );
     }
     s.after(s.between(50, 400), null, () => log.review());
   }

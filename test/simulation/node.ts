@@ -45,7 +45,8 @@ import {
   type Off,
 } from "./rules.js";
 import type { Process } from "./scheduler.js";
-import { MemoryOutbox, MemoryReplicaStore, MemoryShardStore, type ReplicaHooks } from "./stores.js";
+import { MemoryReplicaStore, type ReplicaHooks } from "./replica.js";
+import { MemoryOutbox, MemoryShardStore } from "./stores.js";
 import { MemoryWriter } from "./writer.js";
 
 export interface Settings {
@@ -171,7 +172,9 @@ export async function startNode(o: NodeParts) {
   });
 
   const logOptions = { transport: o.log.transport(process), partitions, time, log };
-  const shardLog: ShardLog = o.plain ? new ShardLog(logOptions) : new RereadingLog(logOptions, (shard) => publisher.mark(shard));
+  const shardLog: ShardLog = o.plain
+    ? new ShardLog(logOptions)
+    : new RereadingLog(logOptions, (shard) => publisher.mark(shard));
   const hint = (partition: Partition, sequence: number): void => messenger.publish("tail", pack([partition, sequence]));
   const publisher: Publisher = new Publisher({
     log: shardLog,

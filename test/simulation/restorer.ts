@@ -6,7 +6,7 @@ import { comparePlaces, type ShardId } from "../../shards/ids.js";
 import type { ShardMap } from "../../shards/map.js";
 import type { MemoryDatabase } from "./database.js";
 import type { Process } from "./scheduler.js";
-import { putRow } from "./stores.js";
+import { putRow } from "./replica.js";
 
 interface CopyRequest {
   readonly shard: number;

@@ -6,7 +6,7 @@ import type { WriteGate, WriterEvents } from "../../replication/writer.js";
 import { position as toPosition, type Epoch, type Position, type ShardId } from "../../shards/ids.js";
 import type { MemoryDatabase, OutboxEntry } from "./database.js";
 import type { Process } from "./scheduler.js";
-import { putRow } from "./stores.js";
+import { putRow } from "./replica.js";
 
 export interface Put {
   readonly shard: ShardId;
