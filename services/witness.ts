@@ -1,3 +1,4 @@
+import { createServer, type Server } from "node:http";
 import type { Time } from "../infra/clock.js";
 import type { Config } from "../infra/config.js";
 import { FatalError } from "../infra/errors.js";
@@ -14,6 +15,29 @@ import { openLinks } from "./links.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
 const siteSetWaitMs = 60_000;
+
+/** `/livez`, and `/readyz` once the witness gives its word. */
+async function listen(config: Config, ready: () => boolean): Promise<Server> {
+  const server = createServer((request, response) => {
+    const known = request.url === "/livez" || request.url === "/readyz";
+    const status = !known ? 404 : request.url === "/readyz" && !ready() ? 503 : 200;
+    response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify({ ready: ready() }));
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", (error) =>
+      reject(
+        new FatalError(
+          "port_in_use",
+          `the witness can't listen on ${config.host}:${config.port}: ${error.message}`,
+          "Set another HOTHOT_PORT.",
+          error,
+        ),
+      ),
+    );
+    server.listen(config.port, config.host, resolve);
+  });
+  return server;
+}
 
 /** A site without data: hears heartbeats, promises, and votes; its NATS server holds and can lead the log. */
 export async function serveWitness(
@@ -58,8 +82,11 @@ export async function serveWitness(
     });
     const services = new ServiceGroup([siteSets, coordinator]);
     await services.start();
+    const probes = await listen(config, () => word.speaks);
     log.info("witnesses", { group, incarnation: votes.incarnation });
     log.info("stops", { signal: await stopped });
+    probes.close();
+    probes.closeAllConnections();
     await services.stop();
   } finally {
     votes.release();

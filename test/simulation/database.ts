@@ -1,3 +1,4 @@
+import { asError } from "../../infra/errors.js";
 import type { ClusterRow } from "../../replication/entities.js";
 import type { FullHead } from "../../replication/heads.js";
 import type { Epoch, Position } from "../../shards/ids.js";
@@ -77,6 +78,8 @@ export class MemoryDatabase {
   pausedUntil = 0;
   /** The tables of the data stand still (a lock, a full disk queue), the small ones of the leases don't. */
   dataPausedUntil = 0;
+  /** Lock statements of one process come late. */
+  lateLocks: { readonly process: string; readonly until: number } | null = null;
   /** Milliseconds that its clock, which judges locks, is ahead. */
   ahead = 0;
   calm = false;
@@ -108,7 +111,8 @@ export class MemoryDatabase {
         void s.after(delay, process, () => reject(new Error(message)));
       const execute = (): void => {
         if (!this.up) return fail(1, "the database is off");
-        const until = Math.max(this.pausedUntil, dataStatements.has(what) ? this.dataPausedUntil : 0);
+        const lateLock = what === "lock" && this.lateLocks?.process === process.name ? this.lateLocks.until : 0;
+        const until = Math.max(this.pausedUntil, lateLock, dataStatements.has(what) ? this.dataPausedUntil : 0);
         if (until > s.now) {
           s.after(until - s.now + s.between(0, 2), null, execute);
           return;
@@ -125,12 +129,13 @@ export class MemoryDatabase {
         try {
           result = work(this.tables);
         } catch (error) {
-          s.after(s.between(0.1, 1), process, () => reject(error));
+          s.after(s.between(0.1, 1), process, () => reject(asError(error)));
           return;
         }
         this.#hooks.effect(process, what);
         if (!this.calm && s.chance(0.002)) return fail(statementTimeoutMs, "Query read timeout");
-        s.after(s.between(0.1, 0.6), process, () => resolve(result));
+        const lateAnswer = !this.calm && s.chance(0.01);
+        s.after(lateAnswer ? s.between(20, 500) : s.between(0.1, 0.6), process, () => resolve(result));
       };
       const late = !this.calm && s.chance(this.slow);
       s.after(late ? s.between(50, 1_500) : s.between(0.1, 1), null, execute);

@@ -1,3 +1,4 @@
+import { ambush } from "./ambush.js";
 import type { Channel } from "./network.js";
 import type { Process } from "./scheduler.js";
 import type { World } from "./world.js";
@@ -6,7 +7,7 @@ import type { World } from "./world.js";
 export class Faults {
   #active = false;
   /** The next effect of this kind in this site is followed by a crash. */
-  #trap: { readonly site: string; readonly what: string } | undefined;
+  #trap: { readonly site: string; readonly what: string; readonly pauses: boolean } | undefined;
   readonly #w: World;
 
   constructor(world: World) {
@@ -47,6 +48,7 @@ export class Faults {
       database.calm = true;
       database.pausedUntil = 0;
       database.dataPausedUntil = 0;
+      database.lateLocks = null;
     }
     for (const process of processes.values()) process.pausedUntil = Math.min(process.pausedUntil, s.now);
     for (const { name, site, dead } of [...processes.values()]) if (dead) this.#w.start(site, name);
@@ -58,7 +60,25 @@ export class Faults {
     const trap = this.#trap;
     if (trap === undefined || trap.site !== process.site || trap.what !== what || process.dead) return;
     this.#trap = undefined;
-    this.#crash([process], this.#w.s.between(1, 1_500), `right after its ${what}`);
+    const { s } = this.#w;
+    if (s.chance(0.5) && !trap.pauses) {
+      this.crash([process], s.between(1, 1_500), `right after its ${what}`);
+      return;
+    }
+    s.after(s.between(0, 20), null, () => {
+      if (process.dead || !this.#active) return;
+      if (trap.pauses) this.pause([process], s.between(200, 3_000));
+      else this.crash([process], s.between(1, 1_500), `soon after its ${what}`);
+    });
+  }
+
+  get active(): boolean {
+    return this.#active;
+  }
+
+  /** The next effect of this kind in this site is followed by a crash or a pause. */
+  trap(site: string, what: string, pauses: boolean): void {
+    this.#trap = { site, what, pauses };
   }
 
   #fault(): void {
@@ -68,61 +88,20 @@ export class Faults {
     const all = [...this.#w.processes.values()].filter((process) => process.site === site && !process.dead);
     const some = s.chance(0.6) ? all : all.slice(0, 1);
     const kind = s.random.next();
-    if (kind < 0.15) this.#pause(some, s.between(50, 3_000));
-    else if (kind < 0.28) this.#crash(some, s.chance(0.5) ? s.between(1, 200) : s.between(200, 2_500), "");
+    if (kind < 0.15) this.pause(some, s.between(50, 3_000));
+    else if (kind < 0.28) this.crash(some, s.chance(0.5) ? s.between(1, 200) : s.between(200, 2_500), "");
     else if (kind < 0.36) this.#crashSite(site, s.between(300, 3_000));
     else if (kind < 0.54) this.#cut(site, sites);
     else if (kind < 0.6) this.#stepDown();
     else if (kind < 0.66) this.#slowDatabase(site);
     else if (kind < 0.74)
-      this.#trap = { site, what: s.pick(["fence", "vote", "append", "apply", "write", "lock", "confirm", "heads"]) };
-    else if (kind < 0.92) this.#ambush();
+      this.trap(site, s.pick(["fence", "vote", "append", "apply", "write", "lock", "confirm", "heads"]), s.chance(0.3));
+    else if (kind < 0.92) ambush(this.#w, this);
     else if (shape.suspends) this.#suspend(all, s.between(200, 3_000));
-    else this.#pause(all, s.between(600, 1_500));
+    else this.pause(all, s.between(600, 1_500));
   }
 
-  /**
-   * What the rules are for: an owner that is not heard by one datacenter goes on, and does not see the log, while a third
-   * site, whose word decides, has troubles of its own.
-   */
-  #ambush(): void {
-    const { s, network, databases, siteSet, shape, processes, checker } = this.#w;
-    const owner = checker.owner(Math.floor(s.random.next() * shape.shards));
-    const others = siteSet.sites.map((site) => site.name).filter((site) => site !== owner);
-    const candidate = s.pick(others);
-    const { leaseMs } = shape.settings;
-    const until = s.now + leaseMs * s.between(1, 4);
-    this.#w.say("world", `ambush of ${owner}, which ${candidate} does not hear, until ${until.toFixed(1)}`);
-    network.cut(owner, candidate, until, ["word"]);
-    if (s.chance(0.5)) network.cut(candidate, owner, until, ["word"]);
-    if (s.chance(0.6))
-      for (const other of others) {
-        network.cut(owner, other, until + s.between(0, leaseMs), ["bulk"]);
-        network.cut(other, owner, until + s.between(0, leaseMs), ["bulk"]);
-      }
-    const database = databases.get(owner);
-    if (database !== undefined && s.chance(0.4)) database.dataPausedUntil = until + s.between(0, leaseMs);
-    if (shape.goesBack && s.chance(0.5))
-      s.after(s.between(0.5, 2.5) * leaseMs, null, () => this.#goBack(s.pick(others)));
-    for (const site of siteSet.sites.map((each) => each.name)) {
-      const living = [...processes.values()].filter((process) => process.site === site && !process.dead);
-      const some = s.chance(0.5) ? living : living.slice(-1);
-      if (!s.chance(site === owner ? 0.15 : 0.5)) continue;
-      const quick = s.chance(0.6);
-      s.after(s.between(0.2, 2.5) * leaseMs, null, () => {
-        if (!this.#active) return;
-        if (quick)
-          this.#crash(
-            some.filter((process) => !process.dead),
-            s.between(1, 60),
-            "for a moment",
-          );
-        else this.#pause(some, leaseMs * s.between(0.2, 2));
-      });
-    }
-  }
-
-  #pause(processes: readonly Process[], ms: number): void {
+  pause(processes: readonly Process[], ms: number): void {
     const until = this.#w.s.now + ms;
     for (const process of processes) {
       process.pausedUntil = Math.max(process.pausedUntil, until);
@@ -140,7 +119,7 @@ export class Faults {
     }
   }
 
-  #crash(processes: readonly Process[], downMs: number, why: string): void {
+  crash(processes: readonly Process[], downMs: number, why: string): void {
     for (const process of processes) {
       process.dead = true;
       this.#w.nodes.delete(process.name);
@@ -164,7 +143,7 @@ export class Faults {
     network.down.add(site);
     const database = databases.get(site);
     if (database !== undefined) database.up = false;
-    this.#crash(
+    this.crash(
       [...processes.values()].filter((process) => process.site === site && !process.dead),
       downMs,
       "with its site",
@@ -221,13 +200,13 @@ export class Faults {
     snapshots();
     const back = (): void => {
       if (!this.#active) return;
-      this.#goBack(s.pick(shape.datacenters));
+      this.goBack(s.pick(shape.datacenters));
       s.after(s.between(1_000, 5_000), null, back);
     };
     s.after(s.between(500, 3_000), null, back);
   }
 
-  #goBack(site: string): void {
+  goBack(site: string): void {
     const database = this.#w.databases.get(site);
     const to = this.#active ? database?.goBack() : undefined;
     if (to === undefined) return;

@@ -202,14 +202,14 @@ export async function startNode(o: NodeParts) {
     gate: {
       enter: (shard) => {
         const head = map.get(shard);
-        const leaseValid = off.has("f-before") || leases.valid;
+        const leaseValid = off.has("f-lease") || off.has("f-before") || leases.valid;
         if (!o.plain && restorer.shardWaits(shard)) throw new Problem("shard_moving");
         const where = route({ self: site, head, leaseValid, ownerState: "dead" });
         if (where.kind === "here" && head !== undefined) return head.epoch;
         throw new Problem("not_owner");
       },
       mayAcknowledge: (shard, at) => {
-        if (off.has("f-after")) return true;
+        if (off.has("f-after") || off.has("f-lease")) return true;
         const head = map.get(shard);
         return leases.valid && head?.owner === site && head.epoch === at && head.state !== "suspended";
       },
@@ -484,7 +484,7 @@ export async function startNode(o: NodeParts) {
       const head = map.get(shard);
       if (head?.owner !== site || head.state !== "owned" || !head.confirmed) return undefined;
       if (!o.plain && restorer.shardWaits(shard)) return undefined;
-      const ignored = off.has(after ? "f-after" : "f-before");
+      const ignored = off.has("f-lease") || off.has(after ? "f-after" : "f-before");
       return ignored || leases.valid ? head.epoch : undefined;
     },
   };

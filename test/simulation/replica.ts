@@ -41,6 +41,9 @@ export class MemoryReplicaStore implements ReplicaStore {
 
   apply(stretches: readonly Stretch[]): Promise<Applied> {
     return this.database.run(this.process, "apply", (tables) => {
+      for (const { from, messages } of stretches)
+        if (messages.some((message, index) => message.sequence !== from + 1 + index))
+          throw new Error("a stretch of the log has a gap");
       for (const { partition, from } of stretches)
         if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
       // A transaction: what it changed counts only if nothing of it fails.

@@ -21,6 +21,7 @@ export const rules = {
   "d-fence": "a fence is acknowledged and never stored",
   "d-epoch": "a fence suspends what is owned now, and is not kept for epochs heard of later",
   "e-epoch": "a candidate goes on against a newer epoch than it has votes for",
+  "f-lease": "the lease is checked neither before an operation nor before its answer",
   "f-before": "the lease is not checked before an operation",
   "f-after": "the lease is not checked before the answer",
   "f-statement": "the writing statement checks neither epoch nor state",
@@ -115,6 +116,7 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
     fence: (epochs, voter, closing) => {
       if (off.has("d-fence")) return heads();
       const stored = store.fence(epochs, voter, closing);
+      if (off.has("d-stop")) return stored.then(() => []);
       if (!off.has("d-ack")) return stored;
       stored.catch(() => undefined);
       return Promise.resolve([]);

@@ -34,12 +34,11 @@ test("a seed is the same story each time", async () => {
   for (const seed of [2, 3, 5, 7, 9, 14]) {
     const [first, second]: string[][] = [[], []];
     assert.ok(first !== undefined && second !== undefined);
-    await run(seed, { story: first });
+    const told = await run(seed, { story: first });
     await run(seed, { story: second });
+    assert.equal((await run(seed)).events, told.events, "telling changes nothing");
     assert.ok(first.length > 20);
     assert.deepEqual(first, second, `seed ${seed}`);
-    const { events } = await run(seed);
-    assert.equal(events, (await run(seed)).events);
   }
 });
 

@@ -2,6 +2,7 @@ import type { Fields, Logger } from "../../infra/logger.js";
 import { silentLogger } from "../../infra/logger.js";
 import { encodeBatch } from "../../replication/record.js";
 import { epoch, partition, partitionOf, position, shardId } from "../../shards/ids.js";
+import { Lease } from "../../shards/lease.js";
 import type { SiteSet } from "../../shards/site-set.js";
 import { firstOwner } from "../../shards/successor.js";
 import type { Vote } from "../../shards/store.js";
@@ -38,8 +39,14 @@ const healWithinMs = 20_000;
 
 /** Runs one seed: start, faults, healing, the final comparison. The same seed gives the same run, event by event. */
 export async function run(seed: number, options: RunOptions = {}): Promise<RunResult> {
-  const world = new World(seed, options);
-  return world.run();
+  const drop = Object.getOwnPropertyDescriptor(Lease.prototype, "drop");
+  // The lease is not dropped: the one rule that has no other place to be removed at.
+  if (options.off?.has("d-stop") === true) Lease.prototype.drop = () => undefined;
+  try {
+    return await new World(seed, options).run();
+  } finally {
+    if (drop !== undefined) Object.defineProperty(Lease.prototype, "drop", drop);
+  }
 }
 
 export class World {
@@ -135,7 +142,7 @@ export class World {
       const warm = (shape.settings.leaseMs + shape.settings.termMs) * 1.1 + 400;
       await s.run(warm);
       this.faults.begin();
-      await s.run(warm + shape.faultsMs);
+      await s.run(warm + shape.faultsMs * (this.#off.size > 0 ? 2.5 : 1));
       this.faults.end();
       const healingFrom = s.now;
       for (;;) {

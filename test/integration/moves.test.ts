@@ -1,0 +1,329 @@
+import assert from "node:assert/strict";
+import { after as afterAll, before, describe, it } from "node:test";
+import { startStack, type TestStack } from "../harness/stack.js";
+import { databaseOf } from "./database.js";
+import { allEqual, allServe, at, body, idsOf, problem, send, settleMs, shardMap, type Json } from "./support.js";
+
+interface Operation extends Json {
+  readonly id: string;
+  readonly status: string;
+  readonly progress: { readonly done: number; readonly total: number };
+  readonly shards: readonly { readonly shard: number; readonly status: string; readonly error: string | null }[];
+}
+
+describe("planned and forced changes of ownership", { timeout: 300_000 }, () => {
+  let stack: TestStack;
+  before(async () => {
+    stack = await startStack({ env: { HOTHOT_FAILBACK_AFTER_MS: "1500" } });
+  });
+  afterAll(() => stack?.stop());
+
+  const owned = async (dc: string): Promise<number> =>
+    (await shardMap(stack, "central")).filter((s) => s.owner === dc).length;
+  const start = async (kind: string, request: Json, from = "east"): Promise<Operation> =>
+    body(await send(stack, from, "POST", `/v1/${kind}`, request), 202) as Operation;
+  const ended = async (kind: string, operation: Operation, from: string): Promise<Operation> => {
+    let last = operation;
+    await stack.until(
+      async () => {
+        last = body(await send(stack, from, "GET", `/v1/${kind}/${operation.id}`), 200) as Operation;
+        return last.status !== "running";
+      },
+      settleMs,
+      `${operation.id} ends`,
+    );
+    return last;
+  };
+  /** Writes all the time, over all datacenters, while `work` goes on; none may fail. */
+  async function underLoad<T>(work: () => Promise<T>): Promise<{ result: T; writes: number; worstMs: number }> {
+    let going = true;
+    let writes = 0;
+    let worstMs = 0;
+    const failures: string[] = [];
+    const writer = async (dc: string, n: number): Promise<void> => {
+      for (let i = 0; going; i++) {
+        const began = performance.now();
+        const answer = await send(stack, dc, "PUT", `/v1/clusters/load-${n}-${i % 40}`, { name: "load", spec: { i } });
+        worstMs = Math.max(worstMs, performance.now() - began);
+        if (answer.status >= 300) failures.push(`${answer.status} ${answer.text}`);
+        writes++;
+      }
+    };
+    const writers = stack.dcs.flatMap((dc, n) => [writer(dc, n), writer(dc, n + 10)]);
+    const result = await work();
+    going = false;
+    await Promise.all(writers);
+    assert.deepEqual(failures, []);
+    return { result, writes, worstMs };
+  }
+
+  it("a dry run shows each shard's way and moves nothing", async () => {
+    const before = await shardMap(stack, "east");
+    const plan = body(await send(stack, "west", "POST", "/v1/drains", { dc: "east", dryRun: true }), 200) as {
+      shards: { shard: number; from: string; to: string; unapplied: number; lost: number }[];
+    };
+    assert.deepEqual(
+      plan.shards.map((s) => s.shard).sort((a, b) => a - b),
+      before.filter((s) => s.owner === "east").map((s) => s.shard),
+    );
+    for (const shard of plan.shards) {
+      assert.equal(shard.from, "east");
+      assert.ok(["central", "west"].includes(shard.to));
+      assert.equal(shard.lost, 0);
+    }
+    assert.deepEqual(
+      (await shardMap(stack, "east")).map((s) => s.epoch),
+      before.map((s) => s.epoch),
+    );
+  });
+
+  it("a shard is switched over; a request that asks for it again has nothing to do", async () => {
+    const shard = at(
+      (await shardMap(stack, "east")).filter((s) => s.owner === "east"),
+      0,
+    ).shard;
+    const done = await ended("switchovers", await start("switchovers", { shard, to: "west" }, "central"), "central");
+    assert.equal(done.status, "complete");
+    assert.equal(
+      at(
+        (await shardMap(stack, "west")).filter((s) => s.shard === shard),
+        0,
+      ).owner,
+      "west",
+    );
+    const again = await ended("switchovers", await start("switchovers", { shard, to: "west" }), "east");
+    assert.deepEqual([again.status, again.shards.length], ["complete", 0]);
+    problem(await send(stack, "east", "POST", "/v1/switchovers", { shard, to: "nowhere" }), "invalid_request");
+  });
+
+  it("a drain under load: no request fails, the datacenter owns nothing, any datacenter shows how far it is", async (t) => {
+    const { result, writes, worstMs } = await underLoad(async () =>
+      ended("drains", await start("drains", { dc: "east" }, "west"), "central"),
+    );
+    assert.equal(result.status, "complete", JSON.stringify(result));
+    assert.deepEqual(result.progress.done, result.progress.total);
+    assert.equal(await owned("east"), 0);
+    t.diagnostic(
+      `${result.progress.total} shards moved under ${writes} writes, the slowest took ${Math.round(worstMs)} ms`,
+    );
+  });
+
+  it("a rebalance spreads the shards evenly, and an automatic failback does not undo it", async () => {
+    const { result } = await underLoad(async () => ended("rebalances", await start("rebalances", {}), "east"));
+    assert.equal(result.status, "complete", JSON.stringify(result));
+    const counts = await Promise.all(stack.dcs.map(owned));
+    assert.ok(Math.max(...counts) - Math.min(...counts) <= 6, String(counts));
+  });
+
+  it("a job goes on where it was: no task runs again, and a finish comes with the token that it had", async () => {
+    const id = at(idsOf(await shardMap(stack, "east"), "east", "moved", 1), 0);
+    const nodes = Array.from({ length: 6 }, (_, n) => `n${n}`);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "moved", spec: { nodes } }), 201);
+    const job = body(await send(stack, "east", "POST", `/v1/clusters/${id}/operations`, { type: "create" }), 202);
+    const of = async (dc: string): Promise<Json> =>
+      body(
+        await send(stack, dc, "GET", `/v1/jobs/${String(job["id"])}`, undefined, { "hothot-consistency": "owner" }),
+        200,
+      );
+    const shard = at(
+      (await shardMap(stack, "east")).filter((s) => s.shard === Number(/^j(\d+)-/.exec(String(job["id"]))?.[1])),
+      0,
+    ).shard;
+    const done = await ended("switchovers", await start("switchovers", { shard, to: "central" }), "east");
+    assert.equal(done.status, "complete", JSON.stringify(done));
+    await stack.until(async () => (await of("central"))["status"] === "complete", settleMs, "the job ends");
+    assert.equal((await of("central"))["attempt"], 1);
+    const tasks = body(await send(stack, "west", "GET", `/v1/jobs/${String(job["id"])}/tasks`), 200) as {
+      items: { status: string; tries?: number }[];
+    };
+    assert.equal(tasks.items.length, 6 * 7);
+    assert.ok(tasks.items.every((task) => task.status === "ok"));
+  });
+
+  it("a target that is dead is refused before anything moves, and the owner goes on in its epoch", async () => {
+    const before = await shardMap(stack, "east");
+    const shard = at(
+      before.filter((s) => s.owner === "east"),
+      0,
+    );
+    await stack.simulate("crash", "west");
+    const done = await ended("switchovers", await start("switchovers", { shard: shard.shard, to: "west" }), "east");
+    assert.equal(done.status, "failed");
+    assert.match(String(done.shards[0]?.error), /can't (open|be reached)/);
+    const now = at(
+      (await shardMap(stack, "east")).filter((s) => s.shard === shard.shard),
+      0,
+    );
+    assert.deepEqual([now.owner, now.epoch, now.state], ["east", shard.epoch, "owned"]);
+  });
+
+  it("what a takeover moved fails back by itself, without a failed request", async () => {
+    await stack.until(async () => (await owned("west")) === 0, settleMs, "west's shards are taken over");
+    await stack.simulate("restart", "west");
+    await underLoad(() => stack.until(async () => (await owned("west")) >= 18, 60_000, "west's shards are back"));
+    const history = body(await send(stack, "east", "GET", "/v1/history?limit=1000"), 200) as {
+      items: { kind: string; to: string }[];
+    };
+    assert.ok(history.items.some((change) => change.kind === "failback" && change.to === "west"));
+    await allServe(stack);
+    await allEqual(stack, stack.dcs[1] ?? "");
+  });
+
+  it("a takeover of a datacenter that is alive is refused, unless it is forced; then it loses nothing that was published", async () => {
+    problem(await send(stack, "east", "POST", "/v1/takeovers", { dc: "central" }), "owner_reachable");
+    const shard = at(
+      (await shardMap(stack, "east")).filter((s) => s.owner === "central"),
+      0,
+    ).shard;
+    const done = await ended("takeovers", await start("takeovers", { shard, to: "west", force: true }), "east");
+    assert.equal(done.status, "complete", JSON.stringify(done));
+    assert.equal(
+      at(
+        (await shardMap(stack, "east")).filter((s) => s.shard === shard),
+        0,
+      ).owner,
+      "west",
+    );
+    await allServe(stack);
+    await allEqual(stack, stack.dcs[1] ?? "");
+  });
+
+  it("paused failover stops automatic takeovers, says so, and goes on when resumed", async () => {
+    body(await send(stack, "east", "PUT", "/v1/failover", { paused: true }), 200);
+    await stack.until(
+      async () =>
+        (body(await send(stack, "west", "GET", "/v1/topology"), 200) as { failoverPaused: boolean }).failoverPaused,
+      settleMs,
+      "all know",
+    );
+    const topology = body(await send(stack, "west", "GET", "/v1/topology"), 200) as {
+      automaticTakeover: { possible: boolean; why: string };
+    };
+    assert.equal(topology.automaticTakeover.possible, false);
+    assert.match(topology.automaticTakeover.why, /paused/);
+    const had = await owned("west");
+    await stack.simulate("crash", "west");
+    await stack.until(
+      async () =>
+        (
+          body(await send(stack, "east", "GET", "/v1/topology"), 200) as {
+            datacenters: { name: string; state: string }[];
+          }
+        ).datacenters.some((d) => d.name === "west" && d.state === "dead"),
+      settleMs,
+      "west is seen dead",
+    );
+    problem(
+      await send(
+        stack,
+        "east",
+        "PUT",
+        `/v1/clusters/${at(idsOf(await shardMap(stack, "east"), "west", "p", 1), 0)}`,
+        { name: "x", spec: {} },
+        { "hothot-timeout-ms": "3000" },
+      ),
+      "owner_unreachable",
+    );
+    assert.equal(await owned("west"), had);
+    body(await send(stack, "east", "PUT", "/v1/failover", { paused: false }), 200);
+    await stack.until(async () => (await owned("west")) === 0, settleMs, "west's shards are taken over");
+    await stack.simulate("restart", "west");
+    await allServe(stack);
+  });
+
+  it("a database that is another incarnation closes all; everybody opens anew with the next epoch, and nothing is lost (rule i)", async () => {
+    const before = await shardMap(stack, "east");
+    const id = at(idsOf(before, "central", "kept", 1), 0);
+    body(await send(stack, "central", "PUT", `/v1/clusters/${id}`, { name: "kept", spec: {} }), 201);
+    const database = databaseOf(stack, "central");
+    try {
+      await database.pool.query("UPDATE meta SET restore_number = restore_number + 1");
+      await database.pool.query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = current_user",
+      );
+    } finally {
+      await database.close();
+    }
+    await stack.until(
+      async () => {
+        const now = await shardMap(stack, "east");
+        return now.every(
+          (s) => s.owner !== "central" || s.epoch > (before.find((b) => b.shard === s.shard)?.epoch ?? 0),
+        );
+      },
+      60_000,
+      "central opens its shards again",
+    );
+    await allServe(stack);
+    await stack.until(
+      async () =>
+        (await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "kept", spec: { again: true } })).status ===
+        200,
+      settleMs,
+      "writes go on",
+    );
+    await allEqual(stack, stack.dcs[1] ?? "");
+  });
+});
+
+describe("two datacenters with a witness", { timeout: 120_000 }, () => {
+  let stack: TestStack;
+  before(async () => {
+    stack = await startStack({ dcs: ["a", "b"], witness: "w" });
+  });
+  afterAll(() => stack?.stop());
+
+  it("the survivor owns the dead one's shards by the witness's vote, and the dead one returns", async () => {
+    const topology = body(await send(stack, "a", "GET", "/v1/topology"), 200) as {
+      witnesses: { name: string; state: string }[];
+      automaticTakeover: { possible: boolean };
+    };
+    assert.deepEqual(topology.witnesses, [{ name: "w", state: "serving" }]);
+    assert.equal(topology.automaticTakeover.possible, true);
+    await stack.simulate("crash", "a");
+    await stack.until(
+      async () => (await shardMap(stack, "b")).every((s) => s.owner === "b" && s.state === "owned"),
+      settleMs,
+      "b owns all",
+    );
+    const id = at(idsOf(await shardMap(stack, "b"), "b", "two", 1), 0);
+    body(
+      await send(
+        stack,
+        "b",
+        "PUT",
+        `/v1/clusters/${id}`,
+        { name: "x", spec: {} },
+        { "hothot-durability": "replicated" },
+      ),
+      201,
+    );
+    await stack.simulate("restart", "a");
+    await allServe(stack);
+    await allEqual(stack, stack.dcs[1] ?? "");
+  });
+
+  it("without the witness a dead datacenter's shards wait, since one of two can't outvote the other", async () => {
+    await stack.simulate("crash", "w");
+    const moved = (await shardMap(stack, "a")).filter((s) => s.owner === "b");
+    assert.ok(moved.length > 0);
+    await stack.simulate("crash", "b");
+    const refused = await send(
+      stack,
+      "a",
+      "PUT",
+      `/v1/clusters/${at(idsOf(await shardMap(stack, "a"), "b", "q", 1), 0)}`,
+      { name: "x", spec: {} },
+      { "hothot-timeout-ms": "5000" },
+    );
+    assert.equal(refused.status, 503);
+    assert.ok(["owner_unreachable", "no_lease"].includes(String((JSON.parse(refused.text) as Json)["code"])));
+    assert.equal((await shardMap(stack, "a")).filter((s) => s.owner === "b").length, moved.length);
+    await stack.simulate("restart", "w");
+    await stack.until(
+      async () => (await shardMap(stack, "a")).every((s) => s.owner === "a"),
+      settleMs,
+      "with the witness's vote a owns all",
+    );
+  });
+});
