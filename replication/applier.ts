@@ -1,4 +1,4 @@
-import type { Time, Timer } from "../infra/clock.js";
+import { within, type Time, type Timer } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { partition as toPartition, type Partition, type ShardId } from "../shards/ids.js";
@@ -27,6 +27,9 @@ interface PartitionState {
   behindSince: number | null;
   /** Own appends by sequence: their records are in the database already. */
   readonly own: Map<number, BatchHeader>;
+  /** A read under way, and what the last one brought. */
+  reading: Promise<void> | null;
+  fetched: readonly Incoming[];
   /** The end of the log was reached since this process began to apply. */
   seenEnd: boolean;
 }
@@ -38,6 +41,8 @@ const lazyMs = 200;
 const safetyMs = 500;
 /** Pause after a transaction while there is more: what comes meanwhile shares the next one. */
 const gatherMs = 3;
+/** A round goes on without the partitions whose read takes longer. */
+const slowReadMs = 20;
 const limits = { batch: 500, maxBytes: 1_000_000 };
 const ownAtOnce = 1_000;
 const ownKept = 50_000;
@@ -82,6 +87,8 @@ export class Applier {
       lookedAt: -Infinity,
       behindSince: null,
       own: new Map<number, BatchHeader>(),
+      reading: null,
+      fetched: [],
       seenEnd: false,
     }));
   }
@@ -183,32 +190,53 @@ export class Applier {
     }
   }
 
-  /** Reads what is new in every partition, and applies it at once. */
+  /** Reads what is new in every partition, and applies what has come; one that can't be read holds up none of the others. */
   async #round(): Promise<void> {
     const ownDue = this.#ownDue;
     this.#ownDue = false;
-    const read = await Promise.allSettled(this.#states.map((state) => this.#next(state, ownDue)));
+    const reads = this.#states.flatMap((state) => state.reading ?? this.#startRead(state, ownDue) ?? []);
+    if (reads.length > 0) await within(this.#time, slowReadMs, Promise.all(reads), undefined);
     const stretches: Stretch[] = [];
-    let failure: unknown;
-    read.forEach((result, index) => {
-      const state = this.#states[index];
-      if (state === undefined) return;
-      if (result.status === "rejected") failure = result.reason;
-      else if (result.value.length > 0)
-        stretches.push({ partition: state.partition, from: state.cursor, messages: result.value });
-    });
-    if (stretches.length > 0) await this.#apply(stretches);
-    // One partition that can't be read must not hold up the others.
-    if (failure !== undefined && !this.#stop.signal.aborted) {
-      this.#log.warn("a partition can't be read", { error: asError(failure) });
-      await this.#time.sleep(100, this.#stop.signal);
+    for (const state of this.#states) {
+      const messages = state.fetched;
+      state.fetched = [];
+      // A read that began before the progress was reloaded is of no use.
+      if (messages[0]?.sequence === state.cursor + 1)
+        stretches.push({ partition: state.partition, from: state.cursor, messages });
     }
-    const behind = this.#states.some((state) => state.foreign > state.cursor || !state.seenEnd);
+    if (stretches.length > 0) await this.#apply(stretches);
     const more = stretches.some((stretch) => stretch.messages.length >= limits.batch);
-    if (failure !== undefined || behind || more) {
+    const behind = this.#states.some(
+      (state) => state.reading === null && (state.foreign > state.cursor || !state.seenEnd),
+    );
+    if (behind || more) {
       this.#woken = true;
       if (!more) await this.#time.sleep(gatherMs, this.#stop.signal);
     }
+  }
+
+  #startRead(state: PartitionState, ownDue: boolean): Promise<void> | null {
+    if (!this.#wants(state, ownDue)) return null;
+    state.reading = this.#next(state)
+      .then((messages) => {
+        state.fetched = messages;
+      })
+      .catch(async (error: unknown) => {
+        if (this.#stop.signal.aborted) return;
+        this.#log.warn("a partition can't be read", { partition: state.partition, error: asError(error) });
+        await this.#time.sleep(100, this.#stop.signal);
+      })
+      .finally(() => {
+        state.reading = null;
+        this.#notify();
+      });
+    return state.reading;
+  }
+
+  #wants(state: PartitionState, ownDue: boolean): boolean {
+    const pending = state.foreign > state.cursor || !state.seenEnd;
+    if (state.own.has(state.cursor + 1)) return ownDue || pending;
+    return pending || state.target > state.cursor || this.#time.monotonic() - state.lookedAt >= safetyMs;
   }
 
   async #apply(stretches: readonly Stretch[]): Promise<void> {
@@ -241,10 +269,7 @@ export class Applier {
     );
   }
 
-  async #next(state: PartitionState, ownDue: boolean): Promise<readonly Incoming[]> {
-    const now = this.#time.monotonic();
-    const pending = state.foreign > state.cursor || !state.seenEnd;
-    if (state.own.has(state.cursor + 1) && !ownDue && !pending) return [];
+  async #next(state: PartitionState): Promise<readonly Incoming[]> {
     const own: Incoming[] = [];
     for (let sequence = state.cursor + 1; own.length < ownAtOnce; sequence++) {
       const header = state.own.get(sequence);
@@ -252,7 +277,7 @@ export class Applier {
       own.push({ sequence, shard: header.shard, header, batch: null });
     }
     if (own.length > 0) return own;
-    if (!pending && state.target <= state.cursor && now - state.lookedAt < safetyMs) return [];
+    const now = this.#time.monotonic();
     state.lookedAt = now;
     const patient = state.behindSince === null || now - state.behindSince < patienceMs;
     const found = await this.#read(state, patient ? 0 : 1);

@@ -52,7 +52,7 @@ import { generation } from "./init.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
-import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext } from "./jobs/operations.js";
+import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext, type OfferedTask } from "./jobs/operations.js";
 import { Failback } from "./failback.js";
 import { openLinks } from "./links.js";
 import { Moves } from "./moves.js";
@@ -74,6 +74,8 @@ interface Inside {
   readonly wake?: readonly number[];
   /** shard, epoch, position, mark; flattened. */
   readonly marks?: readonly number[];
+  /** Tasks that became available by a write of the sender. */
+  readonly offered?: readonly OfferedTask[];
 }
 
 /**
@@ -435,7 +437,7 @@ export async function createDatacenter(
     time,
     log,
   });
-  jobEvents.on({ restarted: () => metrics.jobsRestarted.inc() });
+  jobEvents.on({ restarted: () => metrics.jobsRestarted.inc(), offered: (offered) => inside.send({ offered }) });
 
   // Routing: how a request reaches the owner.
   const servedBy = `${site}/${node}`;
@@ -475,6 +477,7 @@ export async function createDatacenter(
     (message) => {
       if (message.heads !== undefined) void refreshMap().catch(() => undefined);
       for (const shard of message.wake ?? []) publisher.wake(shard as ShardId);
+      if (message.offered !== undefined) dispatcher.offer(message.offered);
       const marks = message.marks ?? [];
       for (let i = 0; i + 2 < marks.length; i += 3)
         publisher.observeMark(marks[i] as ShardId, marks[i + 1] as Epoch, marks[i + 2] as Position);

@@ -21,12 +21,12 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
   const owned = async (dc: string): Promise<number> =>
     (await shardMap(stack, "central")).filter((s) => s.owner === dc).length;
   const start = async (kind: string, request: Json, from = "east"): Promise<Operation> =>
-    body(await send(stack, from, "POST", `/v1/${kind}`, request), 202) as Operation;
+    body<Operation>(await send(stack, from, "POST", `/v1/${kind}`, request), 202);
   const ended = async (kind: string, operation: Operation, from: string): Promise<Operation> => {
     let last = operation;
     await stack.until(
       async () => {
-        last = body(await send(stack, from, "GET", `/v1/${kind}/${operation.id}`), 200) as Operation;
+        last = body<Operation>(await send(stack, from, "GET", `/v1/${kind}/${operation.id}`), 200);
         return last.status !== "running";
       },
       settleMs,
@@ -59,9 +59,9 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
 
   it("a dry run shows each shard's way and moves nothing", async () => {
     const before = await shardMap(stack, "east");
-    const plan = body(await send(stack, "west", "POST", "/v1/drains", { dc: "east", dryRun: true }), 200) as {
+    const plan = body<{
       shards: { shard: number; from: string; to: string; unapplied: number; lost: number }[];
-    };
+    }>(await send(stack, "west", "POST", "/v1/drains", { dc: "east", dryRun: true }), 200);
     assert.deepEqual(
       plan.shards.map((s) => s.shard).sort((a, b) => a - b),
       before.filter((s) => s.owner === "east").map((s) => s.shard),
@@ -133,9 +133,9 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
     assert.equal(done.status, "complete", JSON.stringify(done));
     await stack.until(async () => (await of("central"))["status"] === "complete", settleMs, "the job ends");
     assert.equal((await of("central"))["attempt"], 1);
-    const tasks = body(await send(stack, "west", "GET", `/v1/jobs/${String(job["id"])}/tasks`), 200) as {
+    const tasks = body<{
       items: { status: string; tries?: number }[];
-    };
+    }>(await send(stack, "west", "GET", `/v1/jobs/${String(job["id"])}/tasks`), 200);
     assert.equal(tasks.items.length, 6 * 7);
     assert.ok(tasks.items.every((task) => task.status === "ok"));
   });
@@ -161,9 +161,9 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
     await stack.until(async () => (await owned("west")) === 0, settleMs, "west's shards are taken over");
     await stack.simulate("restart", "west");
     await underLoad(() => stack.until(async () => (await owned("west")) >= 18, 60_000, "west's shards are back"));
-    const history = body(await send(stack, "east", "GET", "/v1/history?limit=1000"), 200) as {
+    const history = body<{
       items: { kind: string; to: string }[];
-    };
+    }>(await send(stack, "east", "GET", "/v1/history?limit=1000"), 200);
     assert.ok(history.items.some((change) => change.kind === "failback" && change.to === "west"));
     await allServe(stack);
     await allEqual(stack, stack.dcs[1] ?? "");
@@ -192,24 +192,24 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
     body(await send(stack, "east", "PUT", "/v1/failover", { paused: true }), 200);
     await stack.until(
       async () =>
-        (body(await send(stack, "west", "GET", "/v1/topology"), 200) as { failoverPaused: boolean }).failoverPaused,
+        body<{ failoverPaused: boolean }>(await send(stack, "west", "GET", "/v1/topology"), 200).failoverPaused,
       settleMs,
       "all know",
     );
-    const topology = body(await send(stack, "west", "GET", "/v1/topology"), 200) as {
+    const topology = body<{
       automaticTakeover: { possible: boolean; why: string };
-    };
+    }>(await send(stack, "west", "GET", "/v1/topology"), 200);
     assert.equal(topology.automaticTakeover.possible, false);
     assert.match(topology.automaticTakeover.why, /paused/);
     const had = await owned("west");
     await stack.simulate("crash", "west");
     await stack.until(
       async () =>
-        (
-          body(await send(stack, "east", "GET", "/v1/topology"), 200) as {
-            datacenters: { name: string; state: string }[];
-          }
-        ).datacenters.some((d) => d.name === "west" && d.state === "dead"),
+        body<{
+          datacenters: { name: string; state: string }[];
+        }>(await send(stack, "east", "GET", "/v1/topology"), 200).datacenters.some(
+          (d) => d.name === "west" && d.state === "dead",
+        ),
       settleMs,
       "west is seen dead",
     );
@@ -274,10 +274,10 @@ describe("two datacenters with a witness", { timeout: 120_000 }, () => {
   afterAll(() => stack?.stop());
 
   it("the survivor owns the dead one's shards by the witness's vote, and the dead one returns", async () => {
-    const topology = body(await send(stack, "a", "GET", "/v1/topology"), 200) as {
+    const topology = body<{
       witnesses: { name: string; state: string }[];
       automaticTakeover: { possible: boolean };
-    };
+    }>(await send(stack, "a", "GET", "/v1/topology"), 200);
     assert.deepEqual(topology.witnesses, [{ name: "w", state: "serving" }]);
     assert.equal(topology.automaticTakeover.possible, true);
     await stack.simulate("crash", "a");
