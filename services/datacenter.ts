@@ -49,10 +49,17 @@ import { CallClient, CallServer, type Calls } from "./calls.js";
 import { Queries } from "./clusters/queries.js";
 import { CommandExecutor } from "./executor.js";
 import { generation } from "./init.js";
+import { HintSender, hintSubject, InsideBus } from "./inside.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
-import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext, type OfferedTask } from "./jobs/operations.js";
+import {
+  defaultJobSettings,
+  JobEvents,
+  JobOperations,
+  TaskOperations,
+  type JobContext,
+} from "./jobs/operations.js";
 import { Failback } from "./failback.js";
 import { openLinks } from "./links.js";
 import { Moves } from "./moves.js";
@@ -65,18 +72,6 @@ const siteSetWaitMs = 60_000;
 
 /** A closing gets a number that was never used before. */
 const closingNumber = (random: Random): number => 1 + Math.floor(random.next() * (2 ** 52 - 1));
-
-/** Messages between the processes of one datacenter. */
-interface Inside {
-  /** Shards whose head changed. */
-  readonly heads?: readonly number[];
-  /** Shards with something to publish. */
-  readonly wake?: readonly number[];
-  /** shard, epoch, position, mark; flattened. */
-  readonly marks?: readonly number[];
-  /** Tasks that became available by a write of the sender. */
-  readonly offered?: readonly OfferedTask[];
-}
 
 /**
  * One process of a datacenter, wired by hand: who knows whom is in this file alone. What users see of it is face.ts.
@@ -736,62 +731,6 @@ export async function createDatacenter(
 
 /** What a process is made of, for the parts of services that stand on all of it. */
 export type DatacenterParts = Omit<Awaited<ReturnType<typeof createDatacenter>>, "moves">;
-
-const hintSubject = (group: string): string => `hothot.${group}.tail`;
-
-/** Tells all datacenters what the log holds: a hint only, gathered over one turn of the event loop. */
-class HintSender {
-  readonly #pending = new Map<Partition, number>();
-
-  constructor(
-    private readonly group: string,
-    private readonly link: { publish(subject: string, data: Uint8Array): void },
-  ) {}
-
-  add(partition: Partition, sequence: number): void {
-    if (this.#pending.size === 0)
-      setImmediate(() => {
-        const list = [...this.#pending].flat();
-        this.#pending.clear();
-        this.link.publish(hintSubject(this.group), pack(list));
-      });
-    this.#pending.set(partition, Math.max(sequence, this.#pending.get(partition) ?? 0));
-  }
-}
-
-/** Between the processes of one datacenter; silent while there is only one. */
-class InsideBus {
-  #marks: number[] = [];
-
-  constructor(
-    private readonly subject: string,
-    private readonly link: {
-      publish(subject: string, data: Uint8Array): void;
-      subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
-    },
-    private readonly wanted: () => boolean,
-    private readonly received: (message: Inside) => void,
-  ) {}
-
-  start(): void {
-    this.link.subscribe(this.subject, (message) => this.received(unpack(message.data) as Inside));
-  }
-
-  send(message: Inside): void {
-    if (this.wanted()) this.link.publish(this.subject, pack(message));
-  }
-
-  mark(shard: ShardId, epoch: Epoch, mark: Position): void {
-    if (!this.wanted()) return;
-    if (this.#marks.length === 0)
-      setImmediate(() => {
-        const marks = this.#marks;
-        this.#marks = [];
-        this.send({ marks });
-      });
-    this.#marks.push(shard, epoch, mark);
-  }
-}
 
 const databaseWaitMs = 30_000;
 
