@@ -11,6 +11,7 @@ import {
 } from "../shards/ids.js";
 import { voidCopies, setAside } from "./divergence.js";
 import { dropCarried, takeCarried } from "./carried.js";
+import { applyFast } from "./fast-apply.js";
 import { fold } from "./fold.js";
 import { lockHeads, storeHeads, storePositions, type FullHead } from "./heads.js";
 import { decodeRecord, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
@@ -80,6 +81,8 @@ export interface ReplicaStore {
 
 export class PostgresReplicaStore implements ReplicaStore {
   readonly #log: Logger;
+  /** Heads as the last transaction left them; only ever a guess that the next statement checks. */
+  readonly #heads = new Map<ShardId, FullHead>();
 
   constructor(
     private readonly database: Database,
@@ -96,8 +99,13 @@ export class PostgresReplicaStore implements ReplicaStore {
     return new Map(rows.map((row) => [row.partition as Partition, row.sequence]));
   }
 
-  apply(stretches: readonly Stretch[]): Promise<Applied> {
-    return this.database.transaction((client) => this.#apply(client, stretches));
+  async apply(stretches: readonly Stretch[]): Promise<Applied> {
+    const fast = await applyFast(this.database, this.site, this.#heads, stretches);
+    if (fast !== undefined) return fast;
+    this.#heads.clear();
+    const applied = await this.database.transaction((client) => this.#apply(client, stretches));
+    for (const head of applied.heads) this.#heads.set(head.shard, head);
+    return applied;
   }
 
   async #apply(client: Client, stretches: readonly Stretch[]): Promise<Applied> {

@@ -176,11 +176,14 @@ export class RowSet {
 }
 
 /** A divergent operation whose key has meanwhile taken effect at the new owner must not be applied twice (section 6). */
+export const supersedeStatement = (first: number): string =>
+  `UPDATE divergent_operations d SET status = 'superseded' FROM unnest($${first}::text[], $${first + 1}::text[], $${first + 2}::int[]) AS k(tenant, key, shard)
+    WHERE d.status = 'open' AND d.idempotency_key = k.key AND d.tenant = k.tenant AND d.shard = k.shard`;
+
 async function supersede(client: Client, keys: readonly KeyRow[]): Promise<void> {
   await client.query({
     name: "supersede",
-    text: `UPDATE divergent_operations d SET status = 'superseded' FROM unnest($1::text[], $2::text[], $3::int[]) AS k(tenant, key, shard)
-      WHERE d.status = 'open' AND d.idempotency_key = k.key AND d.tenant = k.tenant AND d.shard = k.shard`,
+    text: supersedeStatement(1),
     values: [keys.map((row) => row.tenant), keys.map((row) => row.key), keys.map((row) => row.shard)],
   });
 }

@@ -90,10 +90,19 @@ export async function isFree(port: number): Promise<boolean> {
   return true;
 }
 
-/** @throws FatalError port_in_use for the first port that is taken */
+/** A process that was just killed holds its ports until the system has cleared it away. */
+const releaseMs = 3_000;
+
+/** @throws FatalError port_in_use for the first port that is taken, and stays so */
 export async function requireFree(ports: readonly { readonly port: number; readonly what: string }[]): Promise<void> {
+  const deadline = performance.now() + releaseMs;
   for (const { port, what } of ports) {
-    if (!(await isFree(port))) {
+    let free = await isFree(port);
+    while (!free && performance.now() < deadline) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      free = await isFree(port);
+    }
+    if (!free) {
       throw new FatalError(
         "port_in_use",
         `Port ${port} (${what}) is in use by another program.`,

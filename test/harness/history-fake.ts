@@ -44,7 +44,7 @@ interface FakeJob {
 const shardCount = 12;
 const publishMs = 25;
 const takeoverMs = 250;
-const jobMs = 400;
+const jobMs = 1500;
 
 /** Three datacenters in one process, by a simple model: enough of the contract to try out those who drive and check a group. */
 export class FakeGroup implements RunningStack {

@@ -48,7 +48,7 @@ async function story(
       tell: (line) => lines.push(line),
       writesPerSecond: 250,
       loadMs: 1000,
-      jobsMs: 3000,
+      jobsMs: 10_000,
     });
     return { report, lines };
   } finally {

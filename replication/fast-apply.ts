@@ -1,0 +1,133 @@
+import type { Database } from "../infra/postgres/database.js";
+import { position as toPosition, type ShardId, type SiteName } from "../shards/ids.js";
+import { fold } from "./fold.js";
+import type { FullHead } from "./heads.js";
+import { decodeRecord } from "./record.js";
+import type { Applied, Stretch } from "./replica-store.js";
+import { RowSet, rowsParameter, shapes, supersedeStatement, upsertStatement, type TableShape } from "./rows.js";
+
+/** The database is not what was thought when the statement was made: nothing was written. */
+const mismatch = "22012"; // division_by_zero, raised on purpose
+
+/**
+ * The usual case in one statement: records of shards whose heads are known from the last transaction, no change of owner.
+ * The statement checks that progress and heads are as thought, and writes nothing when they are not.
+ * @returns undefined when this is not the usual case, or the database is not as thought
+ */
+export async function applyFast(
+  database: Database,
+  site: SiteName,
+  known: Map<ShardId, FullHead>,
+  stretches: readonly Stretch[],
+): Promise<Applied | undefined> {
+  const heads = new Map<ShardId, FullHead>();
+  const advanced = new Map<ShardId, FullHead>();
+  const marked = new Map<ShardId, FullHead>();
+  const committedAt = new Map<ShardId, number>();
+  const rows = new RowSet();
+  for (const { from, messages } of stretches)
+    for (const [index, message] of messages.entries()) {
+      const head = heads.get(message.shard) ?? known.get(message.shard);
+      const { header } = message;
+      if (head === undefined || head.stopped !== null || header === null || header.kind !== "records") return undefined;
+      if (message.sequence !== from + 1 + index) return undefined;
+      // Of an own shard only the mark moves; its position is the writer's.
+      const mine = head.owner === site;
+      if (mine && message.batch !== null) return undefined;
+      if (mine) {
+        if (header.epoch !== head.epoch || header.owner !== site) return undefined;
+        const published = toPosition(Math.max(head.published, header.first + header.count - 1));
+        const next = { ...head, published };
+        heads.set(head.shard, next);
+        marked.set(head.shard, next);
+        continue;
+      }
+      const step = fold(site, head, header, null);
+      if (step.kind === "none") continue;
+      if (step.kind !== "apply" || message.batch === null) return undefined;
+      try {
+        message.batch.records
+          .slice(step.skip)
+          .forEach((bytes, n) => rows.add(decodeRecord(bytes), step.head.epoch, toPosition(head.position + 1 + n)));
+      } catch {
+        return undefined;
+      }
+      const next = { ...head, ...step.head };
+      heads.set(head.shard, next);
+      advanced.set(head.shard, next);
+      committedAt.set(head.shard, header.committedAt);
+    }
+  const { text, name, values } = statement(stretches, [...advanced.values()], [...marked.values()], known, rows);
+  try {
+    await database.pool.query({ name, text, values });
+  } catch (error) {
+    if ((error as { code?: string }).code !== mismatch) throw error;
+    known.clear();
+    return undefined;
+  }
+  for (const [shard, head] of heads) known.set(shard, head);
+  return {
+    heads: [...heads.values()],
+    adoptions: [],
+    stopped: [],
+    committedAt,
+    jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
+  };
+}
+
+function statement(
+  stretches: readonly Stretch[],
+  advanced: readonly FullHead[],
+  marked: readonly FullHead[],
+  known: ReadonlyMap<ShardId, FullHead>,
+  rows: RowSet,
+): { text: string; name: string; values: unknown[] } {
+  const values: unknown[] = [
+    stretches.map((s) => s.partition),
+    stretches.map((s) => s.from),
+    stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from),
+    advanced.map((head) => head.shard),
+    advanced.map((head) => head.epoch),
+    advanced.map((head) => known.get(head.shard)?.position ?? -1),
+    advanced.map((head) => head.position),
+    marked.map((head) => head.shard),
+    marked.map((head) => head.epoch),
+    marked.map((head) => head.published),
+  ];
+  const parts = [
+    `p AS (UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
+      WHERE p.partition = v.partition AND p.sequence = v.since RETURNING 1)`,
+    `h AS (UPDATE shard_head h SET position = v.last, published = v.last
+      FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[]) AS v(shard, epoch, since, last)
+      WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.position = v.since AND h.stopped IS NULL AND h.state = 'replica' RETURNING 1)`,
+    `m AS (UPDATE shard_head h SET published = greatest(h.published, v.mark) FROM unnest($8::int[], $9::bigint[], $10::bigint[]) AS v(shard, epoch, mark)
+      WHERE h.shard = v.shard AND h.epoch = v.epoch AND v.mark <= h.position AND h.stopped IS NULL RETURNING 1)`,
+  ];
+  let name = "apply_";
+  const tables: (readonly [string, TableShape, readonly object[]])[] = [
+    ["c", shapes.clusters, [...rows.clusters.values()]],
+    ["j", shapes.jobs, [...rows.jobs.values()]],
+    ["w", shapes.workers, [...rows.workers.values()]],
+    ["k", shapes.keys, [...rows.keys.values()]],
+  ];
+  for (const [letter, shape, list] of tables) {
+    if (list.length === 0) continue;
+    name += letter;
+    values.push(rowsParameter(shape, list));
+    parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
+  }
+  const keys = [...rows.keys.values()];
+  if (keys.length > 0) {
+    const at = values.length;
+    values.push(
+      keys.map((row) => row.tenant),
+      keys.map((row) => row.key),
+      keys.map((row) => row.shard),
+    );
+    parts.push(`s AS (${supersedeStatement(at + 1)})`);
+  }
+  const text = `WITH ${parts.join(", ")}
+    SELECT 1 / (CASE WHEN (SELECT count(*) FROM p) = ${"cardinality($1::int[])"} AND (SELECT count(*) FROM h) = cardinality($4::int[])
+      AND (SELECT count(*) FROM m) = cardinality($8::int[]) THEN 1 ELSE 0 END)`;
+  return { text, name, values };
+}
