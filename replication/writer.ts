@@ -6,6 +6,7 @@ import type { Random } from "../infra/random.js";
 import {
   epoch as toEpoch,
   position as toPosition,
+  shardId,
   type Epoch,
   type Position,
   type ShardId,
@@ -173,12 +174,10 @@ export class Writer implements ShardWriter {
     try {
       client = await this.#database.connect();
       const unit = new Unit({ client, site: this.#site, now: this.#time.wall(), random: this.#random });
-      const begin = client.query("BEGIN");
-      const heads = await lockHeads(
+      const heads = await beginAndLock(
         client,
         [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b),
       );
-      await begin;
       const allowed = live.filter((pending) => {
         const head = heads.get(pending.operation.shard);
         if (head !== undefined && head.epoch === pending.epoch && head.state === "owned") return true;
@@ -242,22 +241,17 @@ export class Writer implements ShardWriter {
   }
 }
 
-/** Locks the shards' heads in order, which serialises the writes of a shard over all nodes of the datacenter. */
-async function lockHeads(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
-  const { rows } = await client.query<{
-    shard: number;
-    owner: string | null;
-    epoch: number;
-    state: string;
-    position: number;
-    tenure: number;
-  }>({
-    name: "lock_heads",
-    text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
-    values: [shards],
-  });
+/**
+ * Begins the transaction and locks the shards' heads in order, in one round trip; the locks serialise the writes of a shard
+ * over all nodes of the datacenter. Two statements at once go without parameters: shard ids are checked whole numbers.
+ */
+async function beginAndLock(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
+  const list = shards.map((shard) => String(shardId(shard))).join(",");
+  const results = (await client.query(
+    `BEGIN; SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard IN (${list}) ORDER BY shard FOR NO KEY UPDATE`,
+  )) as unknown as readonly { readonly rows: readonly HeadRow[] }[];
   return new Map(
-    rows.map((row) => [
+    (results[1]?.rows ?? []).map((row) => [
       row.shard as ShardId,
       {
         owner: row.owner,
@@ -268,6 +262,15 @@ async function lockHeads(client: Client, shards: readonly ShardId[]): Promise<Ma
       },
     ]),
   );
+}
+
+interface HeadRow {
+  readonly shard: number;
+  readonly owner: string | null;
+  readonly epoch: number;
+  readonly state: string;
+  readonly position: number;
+  readonly tenure: number;
 }
 
 export type { Outcome };

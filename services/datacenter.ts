@@ -53,13 +53,7 @@ import { HintSender, hintSubject, InsideBus } from "./inside.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
-import {
-  defaultJobSettings,
-  JobEvents,
-  JobOperations,
-  TaskOperations,
-  type JobContext,
-} from "./jobs/operations.js";
+import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext } from "./jobs/operations.js";
 import { Failback } from "./failback.js";
 import { openLinks } from "./links.js";
 import { Moves } from "./moves.js";
@@ -521,6 +515,8 @@ export async function createDatacenter(
       inside.send({ heads: applied.adoptions.map((adoption) => adoption.head.shard) });
     for (const [shard, at] of applied.committedAt) {
       const head = map.get(shard);
+      if (head?.owner != null)
+        metrics.applySeconds.observe({ shard_owner: head.owner }, Math.max(0, time.wall() - at) / 1000);
       if (head?.owner != null && head.owner !== site)
         metrics.replicationLagSeconds.set({ shard_owner: head.owner }, Math.max(0, time.wall() - at) / 1000);
     }

@@ -43,6 +43,13 @@ export function createMetrics(options: MetricsOptions = {}) {
       labelNames: ["shard_owner"] as const,
       registers,
     }),
+    applySeconds: new Histogram({
+      name: "hothot_apply_seconds",
+      help: "Seconds from a batch's first commit at its owner until it was applied here, by both sites' wall clocks.",
+      labelNames: ["shard_owner"] as const,
+      buckets: [0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1, 5],
+      registers,
+    }),
     unpublishedRecords: new Gauge({
       name: "hothot_unpublished_records",
       help: "Records committed here that are not in the log yet.",

@@ -109,6 +109,8 @@ export class NatsLink implements Link {
           ignoreClusterUpdates: true,
           name: options.name,
           ...(user === "" ? {} : { user, pass: password }),
+          // A stack trace for each request costs more than the request.
+          noAsyncTraces: true,
           reconnect: true,
           maxReconnectAttempts: -1,
           reconnectTimeWait: 100,

@@ -55,6 +55,17 @@ const copyOf = (tables: Tables): Tables =>
     Object.entries(tables).map(([name, table]) => [name, new Map(table as Map<string, unknown>)]),
   ) as unknown as Tables;
 
+/** Shards that wait for rows, as one statement saw it. */
+export interface Waiting {
+  readonly order: number;
+  readonly shards: ReadonlySet<number>;
+}
+
+export const waitingOf = (database: MemoryDatabase): Waiting => ({
+  order: database.executed,
+  shards: new Set([...database.tables.restores.values()].map((restore) => restore.shard)),
+});
+
 export interface DatabaseHooks {
   effect(process: Process, what: string): void;
   say(who: string, text: string): void;
@@ -83,6 +94,8 @@ export class MemoryDatabase {
   /** Milliseconds that its clock, which judges locks, is ahead. */
   ahead = 0;
   calm = false;
+  /** Statements carried out so far: the order of what they saw. */
+  executed = 0;
   slow = 0.02;
   faults: DatabaseFaults = {};
   readonly #s: Scheduler;
@@ -126,6 +139,7 @@ export class MemoryDatabase {
           return;
         }
         let result: T;
+        this.executed++;
         try {
           result = work(this.tables);
         } catch (error) {

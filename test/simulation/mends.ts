@@ -7,7 +7,7 @@ import type { ShardId } from "../../shards/ids.js";
 /**
  * Faults that runs have found in the product and that are not repaired there yet. So that further ones can be found
  * behind them, the simulation's own parts (stores, wiring, restorer) do here what the repair would do; `--plain` runs
- * without. Each entry, and the places that ask for `plain`, go with the product's repair.
+ * without them, `--plain-of NAME` without one. Each entry, and the places that ask for it, go with the product's repair.
  */
 export const mends = {
   "foreign-move":
@@ -20,7 +20,11 @@ export const mends = {
     "a node that was gone gets a lease again before it has read its database's heads: it serves reads by a view from before",
   "mark-goes-back":
     "the publisher lowers its mark to a tail that a stale replica gave; without the rows in the outbox (the database went back) it never appends, and the shard stays suspended",
+  "late-waiting":
+    "what waits to be restored is read apart from the heads: a process that hears of a newer epoch by its heads opens, writes and reads the shard before it knows which rows are missing",
 } as const;
+
+export type Mend = keyof typeof mends;
 
 /** Reads the tail again when it is below what the log is known to hold. */
 export class RereadingLog extends ShardLog {

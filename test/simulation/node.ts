@@ -29,10 +29,10 @@ import { datacentersOf, type SiteSet } from "../../shards/site-set.js";
 import type { ShardStore } from "../../shards/store.js";
 import { Switchover } from "../../shards/switchover.js";
 import { TakeoverWatch } from "../../shards/takeover.js";
-import type { MemoryDatabase } from "./database.js";
+import type { MemoryDatabase, Waiting } from "./database.js";
 import type { MemoryLog } from "./memory-log.js";
 import type { Network } from "./network.js";
-import { RereadingLog } from "./mends.js";
+import { RereadingLog, type Mend } from "./mends.js";
 import { MemoryRestorer } from "./restorer.js";
 import {
   BelievingMap,
@@ -70,8 +70,8 @@ export interface NodeParts {
   readonly hooks: ReplicaHooks;
   readonly say: (text: string) => void;
   readonly off: Off;
-  /** Without the mends. */
-  readonly plain: boolean;
+  /** Whether a mend is in force. */
+  readonly mended: (mend: Mend) => boolean;
 }
 
 const group = "sim";
@@ -95,10 +95,13 @@ export async function startNode(o: NodeParts) {
   };
   await meet();
 
-  const plain = new MemoryShardStore(database, process);
+  let hearsWaiting: (waiting: Waiting) => void = () => undefined;
+  const plain = new MemoryShardStore(database, process, (waiting) => {
+    hearsWaiting(waiting);
+  });
   const tampered = tamperedStore(plain, off);
   let listedAt = -Infinity;
-  const store: ShardStore = o.plain
+  const store: ShardStore = !o.mended("node-returns")
     ? tampered
     : {
         ...tampered,
@@ -172,7 +175,7 @@ export async function startNode(o: NodeParts) {
   });
 
   const logOptions = { transport: o.log.transport(process), partitions, time, log };
-  const shardLog: ShardLog = o.plain
+  const shardLog: ShardLog = !o.mended("mark-goes-back")
     ? new ShardLog(logOptions)
     : new RereadingLog(logOptions, (shard) => publisher.mark(shard));
   const hint = (partition: Partition, sequence: number): void => messenger.publish("tail", pack([partition, sequence]));
@@ -203,7 +206,7 @@ export async function startNode(o: NodeParts) {
       enter: (shard) => {
         const head = map.get(shard);
         const leaseValid = off.has("f-lease") || off.has("f-before") || leases.valid;
-        if (!o.plain && restorer.shardWaits(shard)) throw new Problem("shard_moving");
+        if (o.mended("own-restore") && restorer.shardWaits(shard)) throw new Problem("shard_moving");
         const where = route({ self: site, head, leaseValid, ownerState: "dead" });
         if (where.kind === "here" && head !== undefined) return head.epoch;
         throw new Problem("not_owner");
@@ -263,7 +266,9 @@ export async function startNode(o: NodeParts) {
     time,
     log,
     map,
-    store: o.plain ? store : { ...store, heads: () => plain.claim((shard) => switchover.isMoving(shard)) },
+    store: !o.mended("foreign-move")
+      ? store
+      : { ...store, heads: () => plain.claim((shard) => switchover.isMoving(shard)) },
     publisher,
     ownership,
     restateMs: settings.restateMs,
@@ -274,7 +279,7 @@ export async function startNode(o: NodeParts) {
   const switchover: Switchover = new Switchover({
     site,
     node,
-    goneMs: o.plain ? goneMs : goneMs + settings.dbDeadMs,
+    goneMs: !o.mended("node-gone") ? goneMs : goneMs + settings.dbDeadMs,
     time,
     log,
     map,
@@ -295,8 +300,10 @@ export async function startNode(o: NodeParts) {
     map,
     active: () => replicator.holding,
     say: o.say,
-    askAll: o.plain ? [] : datacentersOf(siteSet),
+    askAll: !o.mended("own-restore") ? [] : datacentersOf(siteSet),
+    inOrder: o.mended("late-waiting"),
   });
+  if (o.mended("late-waiting")) hearsWaiting = (waiting) => restorer.take(waiting);
   const takeovers = new TakeoverWatch({
     group,
     site,
@@ -382,9 +389,9 @@ export async function startNode(o: NodeParts) {
     if (process.knows !== knows) return;
     for (const head of heads) {
       map.adopt(head);
+      if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
       if (head.owner !== site) continue;
       if (!replicator.holding) {
-        progress.reached(head.shard, head.epoch, head.position);
         publisher.observeMark(head.shard, head.epoch, head.published);
       } else if (head.position > (publisher.mark(head.shard) ?? -1)) publisher.wake(head.shard);
     }
@@ -446,7 +453,11 @@ export async function startNode(o: NodeParts) {
   });
   messenger.subscribe(`inside.${site}`, (message) => {
     const inside = unpack(message.data) as Inside;
-    if (inside.heads !== undefined) void refreshMap().catch(() => undefined);
+    if (inside.heads !== undefined && o.mended("late-waiting"))
+      void refreshRestores()
+        .then(refreshMap)
+        .catch(() => undefined);
+    else if (inside.heads !== undefined) void refreshMap().catch(() => undefined);
     for (const shard of inside.wake ?? []) publisher.wake(shard as ShardId);
     if (inside.marks !== undefined) {
       const [shard, epoch, mark] = inside.marks;
@@ -483,7 +494,7 @@ export async function startNode(o: NodeParts) {
     held(shard: ShardId, after: boolean): number | undefined {
       const head = map.get(shard);
       if (head?.owner !== site || head.state !== "owned" || !head.confirmed) return undefined;
-      if (!o.plain && restorer.shardWaits(shard)) return undefined;
+      if (o.mended("own-restore") && restorer.shardWaits(shard)) return undefined;
       const ignored = off.has("f-lease") || off.has(after ? "f-after" : "f-before");
       return ignored || leases.valid ? head.epoch : undefined;
     },

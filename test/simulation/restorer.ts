@@ -4,7 +4,7 @@ import type { ClusterRow } from "../../replication/entities.js";
 import type { FullHead } from "../../replication/heads.js";
 import { comparePlaces, type ShardId } from "../../shards/ids.js";
 import type { ShardMap } from "../../shards/map.js";
-import type { MemoryDatabase } from "./database.js";
+import { waitingOf, type MemoryDatabase, type Waiting } from "./database.js";
 import type { Process } from "./scheduler.js";
 import { putRow } from "./replica.js";
 
@@ -26,8 +26,9 @@ const tickMs = 200;
 
 /** Brings back rows that a divergent tail had touched, with the steps of replication/restore.ts, whose SQL can't run here. */
 export class MemoryRestorer {
-  #waiting = new Set<number>();
+  #waiting: ReadonlySet<number> = new Set();
   #asked = 0;
+  #taken = 0;
 
   constructor(
     private readonly o: {
@@ -40,6 +41,8 @@ export class MemoryRestorer {
       readonly say: (text: string) => void;
       /** Datacenters that an owner asks; none: it asks nobody, and gives copies of rows that it waits for itself. */
       readonly askAll: readonly string[];
+      /** A late answer never replaces a newer one. */
+      readonly inOrder: boolean;
     },
   ) {}
 
@@ -68,11 +71,13 @@ export class MemoryRestorer {
 
   async refresh(): Promise<void> {
     const { database, process } = this.o;
-    this.#waiting = await database.run(
-      process,
-      "restores",
-      (tables) => new Set([...tables.restores.values()].map((restore) => restore.shard)),
-    );
+    this.take(await database.run(process, "restores", () => waitingOf(database)));
+  }
+
+  take(waiting: Waiting): void {
+    if (this.o.inOrder && waiting.order < this.#taken) return;
+    this.#taken = waiting.order;
+    this.#waiting = waiting.shards;
   }
 
   async #run(): Promise<void> {

@@ -105,11 +105,12 @@ export function tamperedVotes(store: VoteStore, off: Off): VoteStore {
 
 export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardStore {
   const heads = store.heads.bind(store);
+  let bump = 0;
   /** This process holds the shard; the database does not know. */
   const pretendMove = async (shard: number, epoch: number) => {
     const head = (await heads()).find((h) => h.shard === shard);
     if (head?.epoch !== epoch || head.state !== "owned" || !head.confirmed) return null;
-    return { head: { ...head, state: "moving" as const, revision: head.revision + 1 }, nodes: [] };
+    return { head: { ...head, state: "moving" as const, revision: head.revision + (bump += 1e-6) }, nodes: [] };
   };
   return {
     heads,
@@ -136,7 +137,11 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
         : store.beginMove(shard, epoch, node, nodeGoneMs));
       return begun === null || !off.has("h-hold-all") ? begun : { ...begun, nodes: [] };
     },
-    endMove: (shard, epoch) => store.endMove(shard, epoch),
+    endMove: async (shard, epoch) => {
+      if (!off.has("g-moving")) return store.endMove(shard, epoch);
+      const head = (await heads()).find((h) => h.shard === shard);
+      return head?.epoch === epoch ? { ...head, revision: head.revision + (bump += 1e-6) } : undefined;
+    },
   };
 }
 

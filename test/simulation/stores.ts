@@ -5,7 +5,7 @@ import { transition } from "../../shards/states.js";
 import type { ShardStore, Vote, VoteStore } from "../../shards/store.js";
 import type { FullHead } from "../../replication/heads.js";
 import type { Outbox } from "../../replication/publisher.js";
-import { closeTables, type MemoryDatabase } from "./database.js";
+import { closeTables, waitingOf, type MemoryDatabase, type Tables, type Waiting } from "./database.js";
 import type { Process } from "./scheduler.js";
 
 /** ShardStore and VoteStore on a datacenter's tables, statement by statement as shards/postgres-store.ts. */
@@ -13,10 +13,12 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   constructor(
     private readonly database: MemoryDatabase,
     private readonly process: Process,
+    /** Hears what each statement that reads heads saw of rows that wait. */
+    private readonly waits: (waiting: Waiting) => void,
   ) {}
 
   heads(): Promise<Head[]> {
-    return this.database.run(this.process, "heads", (tables) => [...tables.heads.values()]);
+    return this.#heads("heads", () => undefined);
   }
 
   fence(
@@ -24,7 +26,7 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     voter: { readonly site: string; readonly incarnation: number },
     closing: number,
   ): Promise<Head[]> {
-    return this.database.run(this.process, "fence", (tables) => {
+    return this.#heads("fence", (tables) => {
       const before = tables.incarnations.get(voter.site);
       tables.incarnations.set(voter.site, Math.max(before ?? 0, voter.incarnation));
       for (const [shard, epoch] of Object.entries(epochs)) {
@@ -38,7 +40,6 @@ export class MemoryShardStore implements ShardStore, VoteStore {
         });
       }
       if (before !== undefined && before < voter.incarnation) closeTables(tables, closing);
-      return [...tables.heads.values()];
     });
   }
 
@@ -109,11 +110,10 @@ export class MemoryShardStore implements ShardStore, VoteStore {
 
   /** Not in the product: what another process moves is suspended, so that it can't be called off any more. */
   claim(driven: (shard: ShardId) => boolean): Promise<Head[]> {
-    return this.database.run(this.process, "claim", (tables) => {
+    return this.#heads("claim", (tables) => {
       for (const head of tables.heads.values())
         if (head.state === "moving" && !driven(head.shard))
           tables.heads.set(head.shard, { ...head, state: "suspended", revision: head.revision + 1 });
-      return [...tables.heads.values()];
     });
   }
 
@@ -127,6 +127,15 @@ export class MemoryShardStore implements ShardStore, VoteStore {
       tables.votes.set(target, vote);
       return vote;
     });
+  }
+
+  async #heads(what: string, work: (tables: Tables) => void): Promise<Head[]> {
+    const { heads, waiting } = await this.database.run(this.process, what, (tables) => {
+      work(tables);
+      return { heads: [...tables.heads.values()], waiting: waitingOf(this.database) };
+    });
+    this.waits(waiting);
+    return heads;
   }
 }
 

@@ -10,6 +10,7 @@ import { Checker, Violation } from "./checker.js";
 import { runClients } from "./clients.js";
 import { MemoryDatabase } from "./database.js";
 import { Faults } from "./faults.js";
+import type { Mend } from "./mends.js";
 import { MemoryLog } from "./memory-log.js";
 import { Network } from "./network.js";
 import { startNode, type SimNode } from "./node.js";
@@ -20,8 +21,10 @@ import { startWitness } from "./witness.js";
 
 export interface RunOptions {
   readonly off?: Off;
-  /** The product as it is, without the mends of mends.ts. */
-  readonly plain?: boolean;
+  /** Mends of mends.ts that are left out: the product as it is there. */
+  readonly plain?: ReadonlySet<Mend>;
+  /** Faults go on for longer; so they do where rules or mends are left out. */
+  readonly long?: boolean;
   /** Lines of the run's history are pushed here. */
   readonly story?: string[];
 }
@@ -63,8 +66,9 @@ export class World {
   readonly faults: Faults;
   healing = false;
   readonly #off: Off;
-  readonly #plain: boolean;
+  readonly #plain: ReadonlySet<Mend>;
   readonly #story: string[] | undefined;
+  readonly #long: boolean;
   readonly #files = new Map<string, Map<string, Vote>>();
   #violation: Violation | null = null;
 
@@ -73,8 +77,9 @@ export class World {
     options: RunOptions,
   ) {
     this.#off = options.off ?? new Set();
-    this.#plain = options.plain ?? false;
+    this.#plain = options.plain ?? new Set();
     this.#story = options.story;
+    this.#long = options.long === true || this.#off.size + this.#plain.size > 0;
     this.shape = shapeOf(seed);
     const { shape } = this;
     this.s = new Scheduler(seed);
@@ -142,7 +147,7 @@ export class World {
       const warm = (shape.settings.leaseMs + shape.settings.termMs) * 1.1 + 400;
       await s.run(warm);
       this.faults.begin();
-      await s.run(warm + shape.faultsMs * (this.#off.size > 0 ? 2.5 : 1));
+      await s.run(warm + shape.faultsMs * (this.#long ? 2.5 : 1));
       this.faults.end();
       const healingFrom = s.now;
       for (;;) {
@@ -191,7 +196,7 @@ export class World {
     process.onIncarnation = () => again("the database's incarnation changed");
     startNode({
       ...this.#common,
-      plain: this.#plain,
+      mended: (mend: Mend) => !this.#plain.has(mend),
       process,
       database,
       logger,
