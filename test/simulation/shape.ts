@@ -16,6 +16,8 @@ export interface Shape {
   readonly suspends: boolean;
   /** Virtual milliseconds with faults. */
   readonly faultsMs: number;
+  /** The same where they go on for longer. */
+  readonly longMs: number;
 }
 
 const names = ["east", "central", "west", "north", "south"];
@@ -49,6 +51,7 @@ export function shapeOf(seed: number): Shape {
     goesBack: seed % 4 === 1,
     clockJumps: seed % 4 === 3,
     suspends: seed % 8 === 6,
-    faultsMs: five ? 4_000 : 5_500,
+    faultsMs: five ? 4_000 : 4_500,
+    longMs: five ? 10_000 : 13_750,
   };
 }

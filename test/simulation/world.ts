@@ -147,7 +147,7 @@ export class World {
       const warm = (shape.settings.leaseMs + shape.settings.termMs) * 1.1 + 400;
       await s.run(warm);
       this.faults.begin();
-      await s.run(warm + shape.faultsMs * (this.#long ? 2.5 : 1));
+      await s.run(warm + (this.#long ? shape.longMs : shape.faultsMs));
       this.faults.end();
       const healingFrom = s.now;
       for (;;) {
