@@ -19,22 +19,31 @@ export interface Timers {
 
 export interface Time extends Clock, Timers {}
 
+/** The event loop counts a timer from when its turn began, so a bare one may fire some milliseconds early. */
+function notBefore(ms: number, action: () => void): Timer {
+  const due = performance.now() + ms;
+  const fire = (): void => {
+    const left = due - performance.now();
+    if (left <= 0) action();
+    else handle = setTimeout(fire, Math.ceil(left));
+  };
+  let handle = setTimeout(fire, ms);
+  return { cancel: () => clearTimeout(handle) };
+}
+
 export const systemTime: Time = {
   monotonic: () => performance.now(),
   wall: () => Date.now(),
-  after(ms, action) {
-    const handle = setTimeout(action, ms);
-    return { cancel: () => clearTimeout(handle) };
-  },
+  after: notBefore,
   sleep(ms, signal) {
     if (signal?.aborted) return Promise.resolve();
     return new Promise((resolve) => {
       const done = (): void => {
-        clearTimeout(handle);
+        timer.cancel();
         signal?.removeEventListener("abort", done);
         resolve();
       };
-      const handle = setTimeout(done, ms);
+      const timer = notBefore(ms, done);
       signal?.addEventListener("abort", done, { once: true });
     });
   },

@@ -50,6 +50,8 @@ interface ShardState {
   /** Committed here and not yet published, dense; may lack rows that other processes committed or that did not fit. */
   memory: Committed[];
   memoryBytes: number;
+  /** How often a tail below the mark was read in a row. */
+  lower: number;
   running: boolean;
   again: boolean;
   /** The oldest commit known that is not published, and when it was (monotonic). */
@@ -62,6 +64,9 @@ interface ShardState {
 const batchRecords = 1000;
 const batchBytes = 400_000;
 const memoryLimit = 4_000_000;
+/** A tail below the mark is believed after so many looks, this far apart. */
+const lowerTries = 40;
+const lowerPauseMs = 50;
 
 /**
  * Outbox -> log (section 3, step 4): one append in flight per shard, batches grow while it waits. Wake-up by the
@@ -248,7 +253,8 @@ export class Publisher {
     await this.#log.exclusive(shard, async () => {
       let tail = await this.#log.tail(shard, this.#time.monotonic() + 2_000, epoch);
       if (tail === undefined) throw new Error("the log's tail can't be read");
-      for (;;) {
+      // A tail that an append has shown is the log's, not a replica's view of it.
+      for (let settled = false; ; settled = true) {
         // Rule e: only behind a tail of this epoch and owner; else the shard has moved, and the fold says so.
         if (
           this.#stop.signal.aborted ||
@@ -257,6 +263,13 @@ export class Publisher {
           tail.header.owner !== this.#site
         )
           return;
+        if (state.mark !== null && lastOf(tail.header) < state.mark && !settled && state.lower++ < lowerTries) {
+          // Perhaps only a replica that lags: the log decides, and that takes another look.
+          this.#log.forget(shard);
+          this.#time.after(lowerPauseMs, () => this.wake(shard));
+          return;
+        }
+        state.lower = 0;
         this.#advance(state, lastOf(tail.header), shard);
         const rows = await this.#next(shard, state);
         const first = rows[0];
@@ -356,6 +369,7 @@ export class Publisher {
         mark: null,
         memory: [],
         memoryBytes: 0,
+        lower: 0,
         running: false,
         again: false,
         end: null,

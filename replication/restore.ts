@@ -37,6 +37,7 @@ export interface RestorerOptions {
   readonly map: ShardMap;
   readonly time: Time;
   readonly log: Logger;
+  readonly datacenters: () => readonly SiteName[];
   /** This process is the datacenter's replicator. */
   readonly active: () => boolean;
 }
@@ -137,7 +138,21 @@ export class Restorer implements Service {
 
   async #restore(shard: ShardId): Promise<void> {
     const owner = this.#o.map.get(shard)?.owner;
-    if (owner === undefined || owner === null || owner === this.#o.site) return;
+    if (owner === undefined || owner === null) return;
+    // An own `open` can cut off the own tail: then the other datacenters have the current copies.
+    const sources = owner === this.#o.site ? this.#o.datacenters().filter((dc) => dc !== this.#o.site) : [owner];
+    let failure: unknown;
+    for (const source of sources) {
+      try {
+        return await this.#restoreFrom(shard, source);
+      } catch (error) {
+        failure = error;
+      }
+    }
+    throw asError(failure ?? new Error("there is nobody to restore from"));
+  }
+
+  async #restoreFrom(shard: ShardId, owner: SiteName): Promise<void> {
     for (let limit = atOnce; ;) {
       const { rows } = await this.#o.database.pool.query<{ tenant: string; cluster_id: string; kind: string }>(
         "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL LIMIT $2",
@@ -205,7 +220,9 @@ export class Restorer implements Service {
         [request.shard],
       );
       const head = rows[0];
-      if (head === undefined || head.state !== "owned") throw new Error("not the owner of the shard");
+      if (head === undefined) throw new Error("there is no such shard");
+      const waiting = await client.query("SELECT 1 FROM restores WHERE shard = $1 LIMIT 1", [request.shard]);
+      if (waiting.rowCount !== 0) throw new Error("rows of this copy wait to be restored themselves");
       const load = async <T>(sql: string, keys: readonly { tenant: string; id: string }[]): Promise<T[]> => {
         if (keys.length === 0) return [];
         const found = await client.query<Record<string, unknown>>(sql, [
@@ -235,9 +252,10 @@ export class Restorer implements Service {
   }
 }
 
-/** Whether a copy's cut lies in the shard's line of epochs: a cut above where its epoch ended holds what was never published. */
-function inLine(head: FullHead, cut: { readonly epoch: number; readonly position: number }): boolean {
-  if (cut.epoch >= head.epoch) return true;
-  const end = head.epochEnds.find((each) => each.epoch === cut.epoch);
-  return end !== undefined && cut.position <= end.last;
+/**
+ * Whether a copy may be taken over: cut in the epoch that stands here (or a later one), it is not older than where the undone
+ * epoch ended, and holds nothing that an ended epoch never published. An older one is asked for again.
+ */
+function inLine(head: FullHead, cut: { readonly epoch: number }): boolean {
+  return cut.epoch >= head.epoch;
 }

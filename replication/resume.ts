@@ -114,6 +114,12 @@ export class Resume implements Service {
     }
     const deadline = this.#o.time.monotonic() + attemptMs;
     if (head.state === "owned") return this.#restate(head, deadline);
+    if (head.state === "moving") {
+      // Another process may still drive the move: once suspended it can't be called off, and the append alone decides.
+      const suspended = await this.#o.store.suspendMove(head.shard, head.epoch);
+      if (suspended !== undefined) this.#o.map.adopt(suspended);
+      return;
+    }
     if (!(await this.#o.publisher.flush(head, deadline))) return;
     if (!this.#o.active()) return;
     const result = await this.#o.ownership.open(
@@ -123,7 +129,7 @@ export class Resume implements Service {
         from: this.#o.site,
         to: this.#o.site,
         kind: "takeover",
-        reason: head.state === "moving" ? "resumed after a move that did not end" : "resumed after a fence",
+        reason: "resumed after a fence, or a move that did not end",
         by: this.#o.site,
         sameTenure: head.closing === 0,
         closing: head.closing,

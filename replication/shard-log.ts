@@ -97,6 +97,11 @@ export class ShardLog {
     if (known === undefined || sequence > known.sequence) this.#tails.set(shard, { sequence, header });
   }
 
+  /** What was seen last may be old: the next look reads it again. */
+  forget(shard: ShardId): void {
+    this.#tails.delete(shard);
+  }
+
   known(shard: ShardId): Tail | undefined {
     return this.#tails.get(shard);
   }

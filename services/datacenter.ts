@@ -41,6 +41,7 @@ import { LeaseKeeper } from "../shards/lease-keeper.js";
 import { ShardMap, type Head } from "../shards/map.js";
 import { Peers } from "../shards/peers.js";
 import { PostgresShardStore } from "../shards/postgres-store.js";
+import { datacentersOf } from "../shards/site-set.js";
 import { SiteWord } from "../shards/site-word.js";
 import { Switchover } from "../shards/switchover.js";
 import { TakeoverWatch } from "../shards/takeover.js";
@@ -59,8 +60,8 @@ import { openLinks } from "./links.js";
 import { Moves } from "./moves.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
-/** How old a node's row may be (rule h). */
-const goneMs = (config: Config): number => config.leaseMs + config.marginMs;
+/** How old a node's row may be (rule h): its last lease may end a lease after the last heartbeat that its database allowed. */
+const goneMs = (config: Config): number => config.dbDeadMs + config.leaseMs + config.marginMs;
 const mapTickMs = 250;
 const siteSetWaitMs = 60_000;
 
@@ -212,6 +213,8 @@ export async function createDatacenter(
         const head = map.get(shard);
         const where = route({ self: site, head, leaseValid: leases.valid, ownerState: "dead" });
         if (where.kind === "here" && head !== undefined) {
+          if (restorer.shardWaits(shard))
+            throw new Problem("no_lease", "rows of the shard are being restored", { owner: site });
           if (publisher.unpublishedMs(shard) > config.maxUnpublishedMs)
             throw new Problem("unpublished_limit", "the log has not taken what this shard has written for too long", {
               retryAfterSeconds: 1,
@@ -364,6 +367,7 @@ export async function createDatacenter(
     map,
     time,
     log,
+    datacenters: () => datacentersOf(siteSets.set),
     active: () => replicator.holding,
   });
   const takeovers = new TakeoverWatch({
@@ -538,6 +542,8 @@ export async function createDatacenter(
     const heads = await store.heads();
     // An answer of a database that is not ours any more says nothing.
     if (control.incarnation !== incarnation) return;
+    // Rows that were undone must not be served, nor their shard opened, before the restorer knows of them.
+    if (heads.some((head) => head.waits === true)) await restorer.refresh();
     for (const head of heads) {
       map.adopt(head);
       // Another process applies: what it has reached is known from the database alone.

@@ -56,6 +56,9 @@ export class LeaseKeeper implements Service {
   readonly #stop = new AbortController();
   readonly #listeners = new Set<(valid: boolean) => void>();
   #beat = 0;
+  /** Sites whose incarnation the database knows. */
+  readonly #met = new Set<SiteName>();
+  readonly #meeting = new Set<SiteName>();
   #fencing = 0;
   #healthyAt = -Infinity;
   #othersInDatacenter: readonly string[] = [];
@@ -70,7 +73,10 @@ export class LeaseKeeper implements Service {
   }
 
   async start(): Promise<void> {
-    for (const [site, incarnation] of await this.#o.store.incarnations()) this.#acks[site] = [incarnation, 0];
+    for (const [site, incarnation] of await this.#o.store.incarnations()) {
+      this.#acks[site] = [incarnation, 0];
+      this.#met.add(site);
+    }
     this.#unsubscribe = this.#o.messenger.subscribe(answerSubject(this.#o.group, this.#o.dc, this.#o.node), (message) =>
       this.#answered(unpack(message.data) as SiteAnswer),
     );
@@ -129,6 +135,9 @@ export class LeaseKeeper implements Service {
           this.#o.url,
           this.#o.leaseMs + this.#o.marginMs,
         );
+        // Silent for so long, it may have been taken for gone, and not have been asked to hold a shard that moved (rule h).
+        if (began - this.#healthyAt > this.#o.leaseMs)
+          for (const head of await this.#o.store.heads()) this.#o.map.adopt(head);
         this.#healthyAt = began;
       } catch (error) {
         this.#log.warn("canary write failed", { error: asError(error), healthy: this.healthy });
@@ -185,6 +194,7 @@ export class LeaseKeeper implements Service {
     const [incarnation, number] = this.#acks[answer.site] ?? [0, -1];
     if (incarnation > answer.incarnation || (incarnation === answer.incarnation && number >= answer.vote.number))
       return;
+    if (!this.#met.has(answer.site) && answer.vote.number === 0) return this.#firstContact(answer);
     if (this.#fencing > 0) return;
     this.#fencing++;
     this.#lease.drop();
@@ -194,19 +204,38 @@ export class LeaseKeeper implements Service {
       vote: answer.vote.number,
     });
     try {
-      const closing = 1 + Math.floor(this.#o.random.next() * (2 ** 52 - 1));
       const heads = await this.#o.store.fence(
         answer.vote.epochs,
         { site: answer.site, incarnation: answer.incarnation },
-        closing,
+        this.#closing(),
       );
       for (const head of heads) this.#o.map.adopt(head);
       this.#acks[answer.site] = [answer.incarnation, answer.vote.number];
+      this.#met.add(answer.site);
     } catch (error) {
       this.#log.warn("the fence could not be stored", { error: asError(error) });
     } finally {
       this.#fencing--;
     }
+  }
+
+  /** A site that this datacenter's database has never met and that has no vote against it: nothing has to stop for that. */
+  async #firstContact(answer: Extract<SiteAnswer, { kind: "refusal" }>): Promise<void> {
+    if (this.#meeting.has(answer.site)) return;
+    this.#meeting.add(answer.site);
+    try {
+      await this.#o.store.fence({}, { site: answer.site, incarnation: answer.incarnation }, this.#closing());
+      this.#acks[answer.site] ??= [answer.incarnation, 0];
+      this.#met.add(answer.site);
+    } catch (error) {
+      this.#log.warn("a site's incarnation could not be stored", { error: asError(error) });
+    } finally {
+      this.#meeting.delete(answer.site);
+    }
+  }
+
+  #closing(): number {
+    return 1 + Math.floor(this.#o.random.next() * (2 ** 52 - 1));
   }
 
   #notify(): void {

@@ -19,6 +19,8 @@ export interface Head {
   readonly reason: string;
   readonly stopped: string | null;
   readonly revision: number;
+  /** As read from the database: rows of the shard wait to be restored. */
+  readonly waits?: boolean;
 }
 
 /**

@@ -56,11 +56,11 @@ export class PostgresShardStore implements ShardStore, VoteStore {
   constructor(private readonly database: Database) {}
 
   async heads(): Promise<Head[]> {
-    const { rows } = await this.database.pool.query<Row>({
+    const { rows } = await this.database.pool.query<Row & { waits: boolean }>({
       name: "heads",
-      text: `SELECT ${columns} FROM shard_head ORDER BY shard`,
+      text: `SELECT ${columns}, EXISTS (SELECT 1 FROM restores r WHERE r.shard = shard_head.shard) AS waits FROM shard_head ORDER BY shard`,
     });
-    return rows.map(headOf);
+    return rows.map((row) => ({ ...headOf(row), waits: row.waits }));
   }
 
   fence(
@@ -164,6 +164,16 @@ export class PostgresShardStore implements ShardStore, VoteStore {
       name: "end_move",
       text: `UPDATE shard_head SET state = 'owned', revision = revision + 1
         WHERE shard = $1 AND epoch = $2 AND state = 'moving' AND epoch > fenced_through AND closing = 0 RETURNING ${columns}`,
+      values: [shard, at],
+    });
+    return rows.map(headOf)[0];
+  }
+
+  async suspendMove(shard: ShardId, at: Epoch): Promise<Head | undefined> {
+    const { rows } = await this.database.pool.query<Row>({
+      name: "suspend_move",
+      text: `UPDATE shard_head SET state = 'suspended', revision = revision + 1
+        WHERE shard = $1 AND epoch = $2 AND state = 'moving' RETURNING ${columns}`,
       values: [shard, at],
     });
     return rows.map(headOf)[0];

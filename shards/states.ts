@@ -12,7 +12,7 @@ export type ShardState = (typeof shardStates)[number];
 
 /** What happens to a shard. `open` events are folded from the log, the others come from inside the datacenter. */
 export type ShardEvent =
-  "open_self" | "open_self_fenced" | "open_other" | "fence" | "close" | "move" | "move_called_off";
+  "open_self" | "open_self_fenced" | "open_other" | "fence" | "close" | "move" | "move_called_off" | "move_abandoned";
 
 export interface Transition {
   readonly current: ShardState | "any";
@@ -38,6 +38,12 @@ export const shardTransitions: readonly Transition[] = [
   { current: "moving", event: "close", next: "suspended", why: "a database of the group may have forgotten" },
   { current: "owned", event: "move", next: "moving", why: "a planned move began" },
   { current: "moving", event: "move_called_off", next: "owned", why: "the move was called off before its append" },
+  {
+    current: "moving",
+    event: "move_abandoned",
+    next: "suspended",
+    why: "nobody drives the move any more: an append settles it",
+  },
 ];
 
 export function transition(current: ShardState, event: ShardEvent): Transition | undefined {

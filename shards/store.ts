@@ -59,4 +59,6 @@ export interface ShardStore {
   ): Promise<{ readonly head: Head; readonly nodes: readonly string[] } | null>;
   /** The move was called off before its append was tried: the same epoch goes on, unless a fence came meanwhile (rule d). */
   endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
+  /** A move that nobody drives any more: from now on it can't be called off, an own append settles the shard (rule g). */
+  suspendMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
 }

@@ -108,6 +108,16 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     });
   }
 
+  suspendMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
+    return this.database.run(this.process, "suspend move", (tables) => {
+      const head = tables.heads.get(shard);
+      if (head?.epoch !== epoch || head.state !== "moving") return;
+      const suspended: FullHead = { ...head, state: "suspended", revision: head.revision + 1 };
+      tables.heads.set(shard, suspended);
+      return suspended;
+    });
+  }
+
   /** Not in the product: what another process moves is suspended, so that it can't be called off any more. */
   claim(driven: (shard: ShardId) => boolean): Promise<Head[]> {
     return this.#heads("claim", (tables) => {
