@@ -198,6 +198,7 @@ export async function createDatacenter(
         const partition = partitionOf(shard, partitions);
         applier.ownAppend(partition, shard, sequence, header);
         hints.add(partition, sequence);
+        progress.reached(shard, header.epoch, lastOf(header));
         inside.mark(shard, header.epoch, lastOf(header));
       },
     },
@@ -547,7 +548,8 @@ export async function createDatacenter(
     for (const head of heads) {
       map.adopt(head);
       // Another process applies: what it has reached is known from the database alone.
-      if (!replicator.holding) progress.reached(head.shard, head.epoch, head.position);
+      // Of an own shard the database says what any process of the datacenter has committed.
+      if (!replicator.holding || head.owner === site) progress.reached(head.shard, head.epoch, head.position);
       if (head.owner !== site) continue;
       if (!replicator.holding) {
         publisher.observeMark(head.shard, head.epoch, head.published);
