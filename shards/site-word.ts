@@ -137,13 +137,18 @@ export class SiteWord {
    * site began to speak gets two leases to be heard first: a group that starts together does not vote against its late-comers.
    */
   silentMs(target: SiteName): number {
-    return this.#o.clock.monotonic() - (this.#promises.get(target) ?? this.#speaksFrom + 2 * this.#o.leaseMs);
+    const late = 2 * this.#o.leaseMs;
+    // Kept silent by an operator's takeover, a datacenter gets the same time to come back before anybody calls it dead.
+    const denied = (this.#denied.get(target) ?? -Infinity) + late;
+    const since = Math.max(this.#promises.get(target) ?? this.#speaksFrom + late, denied);
+    return this.#o.clock.monotonic() - since;
   }
 
   /** For a forced takeover: promises nothing more to the target for `ms`. @returns milliseconds until its last promise has run out */
   deny(target: SiteName, ms: number): number {
-    this.#denied.set(target, this.#o.clock.monotonic() + ms);
-    return Math.max(0, -this.silentMs(target));
+    const now = this.#o.clock.monotonic();
+    this.#denied.set(target, now + ms);
+    return Math.max(0, (this.#promises.get(target) ?? -Infinity) - now);
   }
 
   /** Votes against the target: stored before it is given, and given only if nothing has changed meanwhile. */
@@ -162,7 +167,7 @@ export class SiteWord {
 }
 
 /** How long a site keeps its word back during a forced takeover. */
-const denyMs = 4_000;
+export const denyMs = 4_000;
 
 /** A vote now, or, when an operator forces it, as soon as the site's last promise has run out. */
 export async function castVote(word: SiteWord, request: VoteRequest, timers: Timers): Promise<Vote | undefined> {

@@ -10,7 +10,7 @@ import type { Head, ShardMap } from "./map.js";
 import type { OwnershipLog } from "./ownership-log.js";
 import type { Peers } from "./peers.js";
 import { automaticTakeover, datacentersOf, votesNeeded, type SiteSet } from "./site-set.js";
-import { castVote, type SiteWord, type VoteRequest } from "./site-word.js";
+import { castVote, denyMs, type SiteWord, type VoteRequest } from "./site-word.js";
 import { successionOrder } from "./successor.js";
 
 export interface TakeoverOptions {
@@ -203,6 +203,8 @@ export class TakeoverWatch implements Service {
       ...(forced ? { forced } : {}),
     };
     const needed = votesNeeded(set);
+    // The own site's last promise runs out while the others' do.
+    if (forced) this.#o.word.deny(target, denyMs);
     const votes = new Set<SiteName>();
     const bytes = pack(request);
     const others = set.sites.map((site) => site.name).filter((name) => name !== target && name !== this.#o.site);

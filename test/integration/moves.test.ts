@@ -15,6 +15,8 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
   let stack: TestStack;
   before(async () => {
     stack = await startStack({ env: { HOTHOT_FAILBACK_AFTER_MS: "1500" } });
+    // Each must have heard that the others could open shards, before one is sent to them.
+    await allServe(stack);
   });
   afterAll(() => stack?.stop());
 
