@@ -118,6 +118,8 @@ test("damage is noticed, whatever byte it hits", () => {
 test("any JSON travels unchanged, with its order of keys", () => {
   fc.assert(
     fc.property(fc.dictionary(fc.string(), fc.jsonValue({ maxDepth: 4 })), (spec) => {
+      // Refused at the door: MessagePack readers rename such a key.
+      fc.pre(!JSON.stringify(spec).includes("__proto__"));
       const plain = JSON.parse(JSON.stringify(spec)) as Record<string, unknown>;
       const back = decodeRecord(encodeRecord({ ...record, cluster: { ...record.cluster!, spec: plain } })).cluster
         ?.spec;
