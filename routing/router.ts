@@ -28,6 +28,12 @@ export interface Executor<C, R> {
   execute(request: Routed<C>): Promise<R>;
 }
 
+/** An answer may be asked once more, in the turn in which it is sent, whether it still holds. */
+export interface Confirmed {
+  /** @throws Problem */
+  readonly confirm?: () => void;
+}
+
 interface Forwarded<C> {
   readonly shard: number;
   readonly command: C;
@@ -49,7 +55,7 @@ type Answer<R> =
 
 export const rpcSubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.rpc`;
 
-export interface RouterOptions<C, R> {
+export interface RouterOptions<C, R extends Confirmed> {
   readonly group: string;
   readonly site: SiteName;
   readonly time: Time;
@@ -73,7 +79,7 @@ const pauseMs = 25;
 const maxForwards = 2_000;
 
 /** Serves here, forwards to the owner, or holds until there is one (section 3, step 1). */
-export class Router<C, R> implements Service {
+export class Router<C, R extends Confirmed> implements Service {
   readonly name = "router";
   readonly #o: RouterOptions<C, R>;
   readonly #log: Logger;
@@ -228,15 +234,15 @@ export class Router<C, R> implements Service {
               `${this.#o.site} does not own shard ${shard}`,
               head?.owner == null ? {} : { owner: head.owner },
             );
-      answer = {
-        ok: await this.#o.executor.execute({
-          shard,
-          command: forwarded.command,
-          context: forwarded.context,
-          deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
-          repeatable: false,
-        }),
-      };
+      const { confirm, ...ok } = await this.#o.executor.execute({
+        shard,
+        command: forwarded.command,
+        context: forwarded.context,
+        deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
+        repeatable: false,
+      });
+      confirm?.();
+      answer = { ok: ok as R };
     } catch (error) {
       const problem = error instanceof Problem ? error : new Problem("internal", undefined, { cause: error });
       if (problem.code === "internal") this.#log.error("a forwarded request failed", { error: asError(error) });

@@ -98,6 +98,11 @@ export interface Reply {
   readonly lagMs?: number;
   /** Hothot-Stale. */
   readonly stale?: boolean;
+  /**
+   * Called in the turn that sends the answer: a process that stood still since the check of the lease says nothing (rule f).
+   * @throws Problem
+   */
+  readonly confirm?: () => void;
 }
 
 export interface Page {

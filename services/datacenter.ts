@@ -203,6 +203,10 @@ export async function createDatacenter(
       },
     },
   });
+  const mayAcknowledge = (shard: ShardId, at: Epoch): boolean => {
+    const head = map.get(shard);
+    return leases.valid && head?.owner === site && head.epoch === at && head.state !== "suspended";
+  };
   const writer = new Writer({
     database: data,
     site,
@@ -226,10 +230,7 @@ export async function createDatacenter(
         if (where.kind === "wait" && where.owner === site) throw new Problem(where.code, where.why, { owner: site });
         throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
       },
-      mayAcknowledge: (shard, at) => {
-        const head = map.get(shard);
-        return leases.valid && head?.owner === site && head.epoch === at && head.state !== "suspended";
-      },
+      mayAcknowledge,
     },
     events: {
       committed: (records) => {
@@ -455,6 +456,7 @@ export async function createDatacenter(
       jobs,
       tasks,
       leaseValid: () => leases.valid,
+      mayAcknowledge,
       published: (shard, position, at, deadline) =>
         map.get(shard)?.epoch === at
           ? publisher.published(shard, toEpoch(at), toPosition(position), deadline)

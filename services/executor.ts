@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
 import type { Operation, ShardWriter } from "../replication/work.js";
 import type { Executor, Routed } from "../routing/router.js";
-import type { ShardId, SiteName } from "../shards/ids.js";
+import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import { shardOf } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import type { Caller, Command, Reply } from "./api.js";
@@ -75,6 +75,8 @@ export interface ExecutorOptions {
   readonly jobs: JobOperations;
   readonly tasks: TaskOperations;
   readonly leaseValid: () => boolean;
+  /** Whether what was committed in this epoch may be acknowledged. */
+  readonly mayAcknowledge: (shard: ShardId, epoch: Epoch) => boolean;
   readonly published: (shard: ShardId, position: number, epoch: number, deadline: number) => Promise<void>;
   readonly onStaleFinish: () => void;
 }
@@ -105,6 +107,16 @@ export class CommandExecutor implements Executor<Command, Reply> {
         owner: this.o.site,
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
+        ...(context.durability === "replicated"
+          ? {}
+          : {
+              confirm: () => {
+                if (!this.o.mayAcknowledge(request.shard, written.openEpoch))
+                  throw new Problem("outcome_unknown", "the lease ran out before the answer was sent", {
+                    owner: this.o.site,
+                  });
+              },
+            }),
       };
     } catch (error) {
       if (error instanceof Problem && error.code === "stale_token") this.o.onStaleFinish();
@@ -168,6 +180,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
       version: row.version,
       owner: this.o.site,
       servedBy: this.o.servedBy,
+      confirm: () => void this.#held(request.shard),
     };
   }
 
@@ -176,7 +189,13 @@ export class CommandExecutor implements Executor<Command, Reply> {
     const job = await this.o.queries.job(context.caller.tenant, jobId);
     if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (job === undefined) throw new Problem("not_found", `There is no job ${jobId}.`, { owner: this.o.site });
-    return { status: 200, body: jobView(job), owner: this.o.site, servedBy: this.o.servedBy };
+    return {
+      status: 200,
+      body: jobView(job),
+      owner: this.o.site,
+      servedBy: this.o.servedBy,
+      confirm: () => void this.#held(request.shard),
+    };
   }
 
   #held(shard: ShardId): number {

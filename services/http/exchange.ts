@@ -54,6 +54,7 @@ export async function exchange(
     try {
       const call: Call = { ...checked, request, response, signal: abort?.signal ?? never };
       const answer = await (route.lane === "stream" ? route.handle(call) : beforeLate(shared, route, call));
+      answer?.confirm?.();
       if (answer !== undefined && !isGone(request, response))
         sendAnswer(response, answer, requestId, shared.draining());
     } finally {

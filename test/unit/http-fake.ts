@@ -28,6 +28,8 @@ export class FakeDatacenter implements Datacenter {
   /** Runs before each command; may throw or wait. */
   before: (command: Command, context: RequestContext) => void | Promise<void> = () => {};
   ready: { ready: boolean; reason: string | null; lagMs: number } = { ready: true, reason: null, lagMs: 3 };
+  /** Asked in the turn in which an answer is sent; may throw. */
+  confirm: (() => void) | undefined;
   takeAborted = false;
   verifyFails = false;
   verifyLines = 64;
@@ -51,7 +53,7 @@ export class FakeDatacenter implements Datacenter {
 
   #decide(command: Command): Reply {
     const place = { shard: shardId(7), epoch: epoch(2), position: position(++this.#position) };
-    const written = { place, owner: "east", servedBy };
+    const written = { place, owner: "east", servedBy, ...(this.confirm && { confirm: this.confirm }) };
     switch (command.type) {
       case "cluster.create":
       case "cluster.put": {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { Problem } from "../../infra/errors.js";
 import { assertProblem, startHttp, type HttpTest } from "./http-support.js";
 
 describe("HTTP routes", () => {
@@ -48,6 +49,16 @@ describe("HTTP routes", () => {
     assertProblem(missing, 404, "not_found");
     assert.equal(missing.json["owner"], "west");
     assert.equal(missing.headers["hothot-owner"], "west");
+  });
+
+  it("answers what an answer says of itself in the moment in which it is sent", async () => {
+    t.datacenter.confirm = () => {
+      throw new Problem("outcome_unknown", "the lease ran out before the answer was sent");
+    };
+    const late = await t.ask("PUT", "/v1/clusters/late", { body: fields });
+    t.datacenter.confirm = undefined;
+    assertProblem(late, 504, "outcome_unknown");
+    assert.equal(late.headers["hothot-position"], undefined);
   });
 
   it("passes conditions on, and refuses what is none", async () => {

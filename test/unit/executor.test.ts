@@ -1,0 +1,58 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Problem } from "../../infra/errors.js";
+import type { Written } from "../../replication/work.js";
+import type { Command } from "../../services/api.js";
+import { CommandExecutor, type CommandContext, type ExecutorOptions } from "../../services/executor.js";
+import { epoch, position, shardId } from "../../shards/ids.js";
+import type { Routed } from "../../routing/router.js";
+
+const context: CommandContext = {
+  caller: { tenant: "", principal: "anonymous" },
+  durability: "local",
+  requestId: "r",
+  traceparent: null,
+  key: null,
+};
+const request = (command: Command, durability: CommandContext["durability"] = "local"): Routed<Command> => ({
+  shard: shardId(3),
+  command,
+  context: { ...context, durability },
+  deadline: 1_000,
+  repeatable: false,
+});
+const put: Command = { type: "cluster.put", id: "a", fields: { name: "a", spec: {} }, condition: {} };
+
+test("an answer of the owner is asked again when it is sent, and holds only while the shard may be answered for (rule f)", async () => {
+  const lease = { valid: true };
+  const written: Written = {
+    outcome: { status: 201, body: {} },
+    epoch: epoch(4),
+    position: position(9),
+    replayed: false,
+    openEpoch: epoch(4),
+  };
+  const executor = new CommandExecutor({
+    site: "east",
+    servedBy: "east/n1",
+    shards: 8,
+    map: { get: () => ({ shard: shardId(3), owner: "east", epoch: epoch(4), state: "owned", confirmed: true }) },
+    writer: { write: () => Promise.resolve(written) },
+    queries: { cluster: () => Promise.resolve({ deleted: false, labels: {}, version: 1 }) },
+    leaseValid: () => lease.valid,
+    mayAcknowledge: (_shard: number, at: number) => lease.valid && at === 4,
+  } as Partial<Record<keyof ExecutorOptions, unknown>> as ExecutorOptions);
+  const unknown = (error: unknown): boolean => error instanceof Problem && error.code === "outcome_unknown";
+  const local = await executor.execute(request(put));
+  const replicated = await executor.execute(request(put, "replicated"));
+  const read = await executor.execute(request({ type: "cluster.get", id: "a" }));
+  for (const answer of [local, replicated, read]) answer.confirm?.();
+  lease.valid = false;
+  assert.throws(() => local.confirm?.(), unknown);
+  assert.throws(
+    () => read.confirm?.(),
+    (error) => error instanceof Problem && error.code === "no_lease",
+  );
+  // The append is the proof: no lease is needed.
+  replicated.confirm?.();
+});
