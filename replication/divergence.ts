@@ -20,6 +20,7 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
   const touched = {
     clusters: new Map<string, { tenant: string; id: string }>(),
     workers: new Map<string, { tenant: string; id: string }>(),
+    documents: new Map<string, { tenant: string; id: string }>(),
   };
   const aside: Record<string, unknown>[] = [];
   for (const row of rows) {
@@ -33,6 +34,10 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
         id: record.job.clusterId,
       });
     if (record.worker !== undefined) touched.workers.set(`${record.worker.tenant}/${record.worker.id}`, record.worker);
+    if (record.document !== undefined) {
+      const id = `${record.document.kind}/${record.document.id}`;
+      touched.documents.set(id, { tenant: "", id });
+    }
     aside.push({
       id: `${site}-${head.shard}-${row.epoch}-${row.position}`,
       dc: site,
@@ -63,6 +68,7 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
   ]);
   await remove(client, head.shard, "cluster", [...touched.clusters.values()]);
   await remove(client, head.shard, "worker", [...touched.workers.values()]);
+  await remove(client, head.shard, "document", [...touched.documents.values()]);
   await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [
     head.shard,
     head.epoch,
@@ -79,7 +85,7 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
     "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch = $2 AND cut_position > $3",
     [shard, ended, last],
   );
-  for (const kind of ["cluster", "worker"])
+  for (const kind of ["cluster", "worker", "document"])
     await remove(
       client,
       shard,
@@ -109,6 +115,8 @@ async function remove(
       "DELETE FROM clusters USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE clusters.tenant = k.tenant AND clusters.id = k.id",
       keys,
     );
+  } else if (kind === "document") {
+    await client.query("DELETE FROM documents WHERE kind || '/' || id = ANY($1::text[])", [rows.map((row) => row.id)]);
   } else {
     await client.query(
       "DELETE FROM workers USING unnest($1::text[], $2::text[]) AS k(tenant, id) WHERE workers.tenant = k.tenant AND workers.id = k.id",
@@ -126,16 +134,19 @@ function subjectOf(record: LogRecord): { tenant: string; id: string } {
   if (record.cluster !== undefined) return record.cluster;
   if (record.job !== undefined) return { tenant: record.job.tenant, id: record.job.clusterId };
   if (record.worker !== undefined) return record.worker;
+  if (record.document !== undefined) return { tenant: "", id: `${record.document.kind}/${record.document.id}` };
+  if (record.key !== undefined) return { tenant: record.key.tenant, id: "" };
   return { tenant: "", id: "" };
 }
 
 /** What an operator is shown, and what a replay writes again. */
 function valueOf(record: LogRecord): unknown {
-  const { cluster, job, worker, audit } = record;
+  const { cluster, job, worker, document, audit } = record;
   return {
     ...(cluster === undefined ? {} : { cluster }),
     ...(job === undefined ? {} : { job }),
     ...(worker === undefined ? {} : { worker }),
+    ...(document === undefined ? {} : { document }),
     ...(audit === undefined ? {} : { audit }),
   };
 }

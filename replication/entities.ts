@@ -108,6 +108,21 @@ export interface WorkerRow extends Placed {
   readonly deleted: boolean;
 }
 
+/**
+ * A small thing of the group's own that every datacenter must know: an access token, a tenant's limits, an entry of the
+ * audit trail. What is in the body is the business of whoever named the kind.
+ */
+export interface DocumentRow extends Placed {
+  readonly kind: string;
+  readonly id: string;
+  /** hash(id) mod shards. */
+  readonly shard: ShardId;
+  readonly body: JsonObject;
+  /** Wall clock of the owner that wrote it last (RFC 3339). */
+  readonly updatedAt: string;
+  readonly deleted: boolean;
+}
+
 /** The first answer to a keyed write, kept with the write. */
 export interface KeyRow extends Placed {
   readonly tenant: string;

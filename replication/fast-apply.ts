@@ -108,6 +108,7 @@ function statement(
     ["c", shapes.clusters, [...rows.clusters.values()]],
     ["j", shapes.jobs, [...rows.jobs.values()]],
     ["w", shapes.workers, [...rows.workers.values()]],
+    ["d", shapes.documents, [...rows.documents.values()]],
     ["k", shapes.keys, [...rows.keys.values()]],
   ];
   for (const [letter, shape, list] of tables) {

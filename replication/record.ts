@@ -1,8 +1,8 @@
 import { Packr } from "msgpackr";
 import { crc32 } from "node:zlib";
 import { epoch, position, shardId, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
-import type { ClusterRow, JobRow, KeyRow, WorkerRow } from "./entities.js";
-import type { RecordType } from "./work.js";
+import type { ClusterRow, DocumentRow, JobRow, KeyRow, WorkerRow } from "./entities.js";
+import type { RecordType, Trace } from "./work.js";
 
 /** Version of the format; a reader refuses a newer one. README.md describes it byte for byte. */
 export const formatVersion = 1;
@@ -78,6 +78,8 @@ export interface LogRecord {
   readonly worker?: Unplaced<WorkerRow>;
   readonly key?: Unplaced<KeyRow>;
   readonly audit?: unknown;
+  readonly document?: Unplaced<DocumentRow>;
+  readonly trace?: Trace;
 }
 type Unplaced<T> = Omit<T, "changedEpoch" | "changedPosition">;
 
@@ -95,6 +97,8 @@ const recordTypes: readonly RecordType[] = [
   "worker.delete",
   "digest",
   "audit",
+  "document.put",
+  "key",
 ];
 
 const clusterFields = [
@@ -132,6 +136,7 @@ const jobFields = [
   "error",
 ] as const;
 const workerFields = ["id", "shard", "tenant", "capacity", "labels", "registeredAt", "deleted"] as const;
+const documentFields = ["kind", "id", "shard", "body", "updatedAt", "deleted"] as const;
 const keyFields = ["tenant", "key", "shard", "fingerprint", "status", "body", "version", "createdAt"] as const;
 /** Times travel as milliseconds. */
 const times = new Set(["expiresAt", "createdAt", "updatedAt", "notBefore", "finishedAt", "registeredAt"]);
@@ -160,6 +165,7 @@ function fromList<T>(list: unknown, fields: readonly string[], extra: object = {
 export function encodeRecord(record: LogRecord): Uint8Array {
   const type = recordTypes.indexOf(record.type);
   if (type < 0) throw new TypeError(`unknown record type ${record.type}`);
+  const { document, trace } = record;
   return packr.pack([
     type,
     record.at,
@@ -168,6 +174,11 @@ export function encodeRecord(record: LogRecord): Uint8Array {
     toList(record.worker, workerFields),
     toList(record.key, keyFields),
     record.audit ?? null,
+    // Most records have neither, and are shorter by it.
+    ...(document === undefined && trace === undefined ? [] : [toList(document, documentFields)]),
+    ...(trace === undefined
+      ? []
+      : [trace.traceparent === null ? trace.requestId : [trace.requestId, trace.traceparent]]),
   ]);
 }
 
@@ -186,6 +197,8 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
   const job = fromList<Unplaced<JobRow>>(list[3], jobFields, { stage: null });
   const worker = fromList<Unplaced<WorkerRow>>(list[4], workerFields);
   const key = fromList<Unplaced<KeyRow>>(list[5], keyFields);
+  const document = fromList<Unplaced<DocumentRow>>(list[7], documentFields);
+  const trace = traceOf(list[8]);
   return {
     type,
     at: list[1] as number,
@@ -194,7 +207,16 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
     ...(worker === undefined ? {} : { worker }),
     ...(key === undefined ? {} : { key }),
     ...(list[6] === null ? {} : { audit: list[6] }),
+    ...(document === undefined ? {} : { document }),
+    ...(trace === undefined ? {} : { trace }),
   };
+}
+
+function traceOf(value: unknown): Trace | undefined {
+  if (typeof value === "string") return { requestId: value, traceparent: null };
+  if (!Array.isArray(value)) return undefined;
+  const [requestId, traceparent] = value as unknown[];
+  return { requestId: String(requestId), traceparent: typeof traceparent === "string" ? traceparent : null };
 }
 
 /** A whole log message. */

@@ -9,7 +9,7 @@ import type { ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import { lockHeads, type FullHead } from "./heads.js";
 import { fromColumns, shapes, upsert } from "./rows.js";
-import type { ClusterRow, JobRow, WorkerRow } from "./entities.js";
+import type { ClusterRow, DocumentRow, JobRow, WorkerRow } from "./entities.js";
 
 /** Asks a datacenter for its copy of some rows. */
 export const copySubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.copy`;
@@ -18,6 +18,8 @@ interface CopyRequest {
   readonly shard: number;
   readonly clusters: readonly { readonly tenant: string; readonly id: string }[];
   readonly workers: readonly { readonly tenant: string; readonly id: string }[];
+  /** `<kind>/<id>` each. */
+  readonly documents: readonly string[];
 }
 
 interface CopyAnswer {
@@ -27,6 +29,7 @@ interface CopyAnswer {
   readonly clusters: readonly ClusterRow[];
   readonly jobs: readonly JobRow[];
   readonly workers: readonly WorkerRow[];
+  readonly documents: readonly DocumentRow[];
 }
 
 export interface RestorerOptions {
@@ -161,7 +164,12 @@ export class Restorer implements Service {
       if (rows.length === 0 || this.#stop.signal.aborted) return;
       const keysOf = (kind: string): { tenant: string; id: string }[] =>
         rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.cluster_id }));
-      const request: CopyRequest = { shard, clusters: keysOf("cluster"), workers: keysOf("worker") };
+      const request: CopyRequest = {
+        shard,
+        clusters: keysOf("cluster"),
+        workers: keysOf("worker"),
+        documents: keysOf("document").map(({ id }) => id),
+      };
       let answer: CopyAnswer;
       try {
         answer = unpack(
@@ -179,6 +187,7 @@ export class Restorer implements Service {
         await upsert(client, shapes.clusters, answer.clusters);
         await upsert(client, shapes.jobs, answer.jobs);
         await upsert(client, shapes.workers, answer.workers);
+        await upsert(client, shapes.documents, answer.documents);
         await client.query(
           `UPDATE restores SET cut_epoch = $4, cut_position = $5 FROM unnest($1::text[], $2::text[], $6::text[]) AS k(tenant, id, kind)
            WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
@@ -247,6 +256,15 @@ export class Restorer implements Service {
           `SELECT t.* ${from} workers t ON t.tenant = k.tenant AND t.id = k.id`,
           request.workers,
         ),
+        documents:
+          request.documents.length === 0
+            ? []
+            : (
+                await client.query<Record<string, unknown>>(
+                  "SELECT * FROM documents WHERE kind || '/' || id = ANY($1::text[])",
+                  [request.documents],
+                )
+              ).rows.map((row) => fromColumns<DocumentRow>(row)),
       };
     });
   }

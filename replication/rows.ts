@@ -1,6 +1,6 @@
 import type { Client } from "../infra/postgres/database.js";
 import { comparePlaces, type Epoch, type Position } from "../shards/ids.js";
-import type { ClusterRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
+import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
 import type { LogRecord } from "./record.js";
 
 export interface TableShape {
@@ -63,6 +63,11 @@ export const shapes = {
     table: "workers",
     key: ["tenant", "id"],
     columns: ["tenant", "id", "shard", "capacity", "labels", "registered_at", "deleted", ...placed],
+  },
+  documents: {
+    table: "documents",
+    key: ["kind", "id"],
+    columns: ["kind", "id", "shard", "body", "updated_at", "deleted", ...placed],
   },
   keys: {
     table: "idempotency_keys",
@@ -152,6 +157,7 @@ export class RowSet {
   readonly clusters = new Map<string, ClusterRow>();
   readonly jobs = new Map<string, JobRow>();
   readonly workers = new Map<string, WorkerRow>();
+  readonly documents = new Map<string, DocumentRow>();
   readonly keys = new Map<string, KeyRow>();
 
   add(record: LogRecord, epoch: Epoch, position: Position): void {
@@ -161,6 +167,8 @@ export class RowSet {
     if (record.job !== undefined) put(this.jobs, record.job.id, { ...record.job, ...place });
     if (record.worker !== undefined)
       put(this.workers, `${record.worker.tenant}/${record.worker.id}`, { ...record.worker, ...place });
+    if (record.document !== undefined)
+      put(this.documents, `${record.document.kind}/${record.document.id}`, { ...record.document, ...place });
     if (record.key !== undefined)
       put(this.keys, `${record.key.tenant}/${record.key.shard}/${record.key.key}`, { ...record.key, ...place });
   }
@@ -169,6 +177,7 @@ export class RowSet {
     await upsert(client, shapes.clusters, [...this.clusters.values()]);
     await upsert(client, shapes.jobs, [...this.jobs.values()]);
     await upsert(client, shapes.workers, [...this.workers.values()]);
+    await upsert(client, shapes.documents, [...this.documents.values()]);
     const keys = [...this.keys.values()];
     await upsert(client, shapes.keys, keys);
     if (keys.length > 0) await supersede(client, keys);

@@ -2,7 +2,7 @@ import { Problem } from "../infra/errors.js";
 import type { Client } from "../infra/postgres/database.js";
 import type { Random } from "../infra/random.js";
 import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
-import type { ClusterRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
+import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
 import { unfinished } from "./entities.js";
 import { encodeRecord, type LogRecord } from "./record.js";
 import { fromColumns, rowsParameter, shapes, upsertStatement, type TableShape } from "./rows.js";
@@ -27,7 +27,7 @@ export interface NewRecord {
 const maxRecordBytes = 900_000;
 
 const clusterKey = (tenant: string, id: string): string => `${tenant}/${id}`;
-const keyKey = (tenant: string, shard: number, key: string): string => `${tenant}/${shard}/${key}`;
+const keyKey = (tenant: string, key: string): string => `${tenant}/${key}`;
 
 /** Rows of one owner's transaction: loaded together, decided one after the other, written together. */
 export class Unit {
@@ -120,10 +120,10 @@ export class Unit {
     if (keys.length > 0)
       for (const row of await query<KeyRow>(
         "load_keys",
-        "SELECT i.* FROM unnest($1::text[], $2::text[], $3::int[]) AS k(tenant, key, shard) JOIN idempotency_keys i ON i.tenant = k.tenant AND i.key = k.key AND i.shard = k.shard",
-        [keys.map((o) => o.key?.tenant), keys.map((o) => o.key?.key), keys.map((o) => o.shard)],
+        "SELECT i.* FROM unnest($1::text[], $2::text[]) AS k(tenant, key) JOIN idempotency_keys i ON i.tenant = k.tenant AND i.key = k.key",
+        [keys.map((o) => o.key?.tenant), keys.map((o) => o.key?.key)],
       ))
-        this.#rows.keys.set(keyKey(row.tenant, row.shard, row.key), row);
+        this.#rows.addKey(row);
   }
 
   /** Decides one operation on top of those before it; what it changed is dropped when it refuses. */
@@ -132,9 +132,14 @@ export class Unit {
     if (head === undefined) return { error: new Problem("not_owner") };
     const key = operation.key;
     if (key !== undefined) {
-      const found = this.#rows.keys.get(keyKey(key.tenant, operation.shard, key.key));
+      const used = this.#rows
+        .keysOf(key.tenant, key.key)
+        .filter((row) => Date.parse(row.createdAt) + key.retentionMs > this.#now);
+      // In another shard only another request can have used it: a request's shard follows from what it asks.
+      if (used.some((row) => row.fingerprint !== key.fingerprint))
+        return { error: new Problem("idempotency_key_reused") };
+      const found = used.find((row) => row.shard === operation.shard);
       if (found !== undefined) {
-        if (found.fingerprint !== key.fingerprint) return { error: new Problem("idempotency_key_reused") };
         const outcome: Outcome = {
           status: found.status,
           body: found.body,
@@ -158,9 +163,11 @@ export class Unit {
     });
     try {
       const outcome = operation.decide(draft);
+      if (key !== undefined && key.local !== true && draft.changes.length === 0) draft.changes.push({ type: "key" });
       const records = draft.changes.map((change, index): LogRecord => ({
         ...change,
         at: this.#now,
+        ...(operation.trace === undefined ? {} : { trace: operation.trace }),
         ...(key !== undefined && index === draft.changes.length - 1
           ? { key: keyRow(operation, outcome, this.#now) }
           : {}),
@@ -177,6 +184,12 @@ export class Unit {
           this.#rows.putKey({ ...record.key, changedEpoch: head.epoch, changedPosition: at });
       });
       head.next = toPosition(head.next + encoded.length);
+      if (key !== undefined && records.length === 0)
+        this.#rows.putKey({
+          ...keyRow(operation, outcome, this.#now),
+          changedEpoch: head.epoch,
+          changedPosition: head.next,
+        });
       this.#rows.take(draft.rows);
       this.#after.push(...draft.after);
       return { written: { outcome, epoch: head.epoch, position: head.next, replayed: false, openEpoch: head.epoch } };
@@ -266,7 +279,10 @@ class Layer {
   readonly jobs = new Map<string, JobRow>();
   readonly tasks = new Map<string, TaskRow>();
   readonly workers = new Map<string, WorkerRow>();
-  readonly keys = new Map<string, KeyRow>();
+  readonly documents = new Map<string, DocumentRow>();
+  /** By tenant and key, then by shard. */
+  readonly #keys = new Map<string, Map<number, KeyRow>>();
+  readonly #changedKeys = new Map<string, KeyRow>();
   readonly dropped = new Set<string>();
   readonly stages = new Map<string, string | null>();
   readonly #changed = {
@@ -274,7 +290,7 @@ class Layer {
     jobs: new Set<string>(),
     tasks: new Set<string>(),
     workers: new Set<string>(),
-    keys: new Set<string>(),
+    documents: new Set<string>(),
   };
 
   /** Takes a draft's changes over. */
@@ -287,7 +303,7 @@ class Layer {
           this.#changed.tasks.delete(id);
         }
     }
-    for (const table of ["clusters", "jobs", "tasks", "workers"] as const)
+    for (const table of ["clusters", "jobs", "tasks", "workers", "documents"] as const)
       for (const [key, row] of draft[table]) {
         (this[table] as Map<string, unknown>).set(key, row);
         this.#changed[table].add(key);
@@ -313,7 +329,8 @@ class Layer {
       ["j", shapes.jobs, changed(this.jobs, this.#changed.jobs)],
       ["w", shapes.workers, changed(this.workers, this.#changed.workers)],
       ["t", shapes.tasks, changed(this.tasks, this.#changed.tasks)],
-      ["k", shapes.keys, changed(this.keys, this.#changed.keys)],
+      ["d", shapes.documents, changed(this.documents, this.#changed.documents)],
+      ["k", shapes.keys, [...this.#changedKeys.values()]],
     ];
     return all.filter(([, , rows]) => rows.length > 0);
   }
@@ -327,10 +344,21 @@ class Layer {
       );
   }
 
+  addKey(row: KeyRow): void {
+    const at = keyKey(row.tenant, row.key);
+    const known = this.#keys.get(at);
+    if (known === undefined) this.#keys.set(at, new Map([[row.shard, row]]));
+    else known.set(row.shard, row);
+  }
+
   putKey(row: KeyRow): void {
-    const key = keyKey(row.tenant, row.shard, row.key);
-    this.keys.set(key, row);
-    this.#changed.keys.add(key);
+    this.addKey(row);
+    this.#changedKeys.set(`${row.shard}/${keyKey(row.tenant, row.key)}`, row);
+  }
+
+  /** What the key was used for, at most once in each shard. */
+  keysOf(tenant: string, key: string): readonly KeyRow[] {
+    return [...(this.#keys.get(keyKey(tenant, key))?.values() ?? [])];
   }
 }
 
@@ -404,6 +432,8 @@ class Draft implements Work {
     if (change.job !== undefined) this.rows.jobs.set(change.job.id, { ...change.job, ...place });
     if (change.worker !== undefined)
       this.rows.workers.set(clusterKey(change.worker.tenant, change.worker.id), { ...change.worker, ...place });
+    if (change.document !== undefined)
+      this.rows.documents.set(clusterKey(change.document.kind, change.document.id), { ...change.document, ...place });
     return position;
   }
 

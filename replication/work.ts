@@ -1,5 +1,5 @@
 import type { Epoch, Position, ShardId, SiteName } from "../shards/ids.js";
-import type { ClusterRow, JobRow, KeyRow, TaskRow, WorkerRow } from "./entities.js";
+import type { ClusterRow, DocumentRow, JobRow, KeyRow, TaskRow, WorkerRow } from "./entities.js";
 
 /** What a write reads, named before its transaction so that all that wait are loaded in few statements. */
 export interface Needs {
@@ -24,7 +24,10 @@ export type RecordType =
   | "worker.put"
   | "worker.delete"
   | "digest"
-  | "audit";
+  | "audit"
+  | "document.put"
+  /** A keyed write that changed nothing: only its key travels. */
+  | "key";
 
 type Unplaced<T> = Omit<T, "changedEpoch" | "changedPosition">;
 
@@ -34,6 +37,7 @@ export interface Change {
   readonly cluster?: Unplaced<ClusterRow>;
   readonly job?: Unplaced<JobRow>;
   readonly worker?: Unplaced<WorkerRow>;
+  readonly document?: Unplaced<DocumentRow>;
   readonly audit?: unknown;
 }
 
@@ -85,7 +89,26 @@ export interface Operation {
   readonly needs: Needs;
   /** Throws a Problem to refuse. */
   decide(work: Work): Outcome;
-  readonly key?: { readonly tenant: string; readonly key: string; readonly fingerprint: string };
+  readonly key?: OperationKey;
+  /** Who asked: goes along into its records. */
+  readonly trace?: Trace;
+}
+
+export interface OperationKey {
+  readonly tenant: string;
+  readonly key: string;
+  readonly fingerprint: string;
+  /** When it changes nothing that is replicated, its key stays in this database (a task's finish never enters the log). */
+  readonly local?: boolean;
+  /** Keys older than this count for nothing any more, milliseconds. */
+  readonly retentionMs: number;
+}
+
+/** A request, as log lines name it in every datacenter. */
+export interface Trace {
+  readonly requestId: string;
+  /** W3C trace context. */
+  readonly traceparent: string | null;
 }
 
 export interface Written {
@@ -110,4 +133,4 @@ export interface ShardWriter {
   ): Promise<Written>;
 }
 
-export type { ClusterRow, JobRow, KeyRow, TaskRow, WorkerRow };
+export type { ClusterRow, DocumentRow, JobRow, KeyRow, TaskRow, WorkerRow };

@@ -1,10 +1,15 @@
 import type { Position, Epoch, ShardId, SiteName } from "../shards/ids.js";
 import type { ClusterStatus, JobStatus, JsonObject } from "../replication/entities.js";
 
+export const scopes = ["read", "write", "operate", "admin"] as const;
+export type Scope = (typeof scopes)[number];
+
 /** Who asks. Without tokens everybody is `anonymous` of the tenant "". */
 export interface Caller {
   readonly tenant: string;
   readonly principal: string;
+  /** What the caller may do; left out: everything. */
+  readonly scopes?: readonly Scope[];
 }
 
 /** `<shard>:<epoch>:<position>`, as in Hothot-Position. */
@@ -35,6 +40,15 @@ export interface ClusterFields {
   readonly expiresAt?: string | null;
 }
 
+/** A JSON merge patch: null removes, or sets what is always there to its empty value. */
+export interface ClusterPatch {
+  readonly name?: string;
+  readonly spec?: JsonObject | null;
+  readonly state?: JsonObject | null;
+  readonly labels?: Readonly<Record<string, string | null>> | null;
+  readonly expiresAt?: string | null;
+}
+
 export interface Condition {
   /** If-Match: the version that must be there. */
   readonly version?: number;
@@ -49,6 +63,8 @@ export interface Condition {
 export type Command =
   | { readonly type: "cluster.create"; readonly id?: string; readonly fields: ClusterFields }
   | { readonly type: "cluster.put"; readonly id: string; readonly fields: ClusterFields; readonly condition: Condition }
+  /** RFC 7396 on what a PUT sets. */
+  | { readonly type: "cluster.patch"; readonly id: string; readonly patch: ClusterPatch; readonly condition: Condition }
   | { readonly type: "cluster.delete"; readonly id: string; readonly condition: Condition }
   /** An owner read: the lease is checked before and after. */
   | { readonly type: "cluster.get"; readonly id: string }
@@ -68,6 +84,8 @@ export type Command =
       readonly capacity: number;
       readonly labels: Readonly<Record<string, string>>;
     }
+  /** The group's own: tokens, tenants, the audit trail. The body null removes it. */
+  | { readonly type: "document.put"; readonly kind: string; readonly id: string; readonly body: JsonObject | null }
   | { readonly type: "task.heartbeat"; readonly taskId: string; readonly token: string; readonly workerId: string }
   | {
       readonly type: "task.finish";

@@ -455,6 +455,7 @@ export async function createDatacenter(
       queries,
       jobs,
       tasks,
+      keyRetentionMs: config.idempotencyRetentionMs,
       leaseValid: () => leases.valid,
       mayAcknowledge,
       published: (shard, position, at, deadline) =>

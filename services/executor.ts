@@ -6,8 +6,9 @@ import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import { shardOf } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import type { Caller, Command, Reply } from "./api.js";
-import { clusterView, createCluster, deleteCluster, putCluster } from "./clusters/operations.js";
+import { clusterView, createCluster, deleteCluster, patchCluster, putCluster } from "./clusters/operations.js";
 import type { Queries } from "./clusters/queries.js";
+import { putDocument } from "./documents.js";
 import { parseJobId, parseTaskId } from "./jobs/ids.js";
 import { jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
 
@@ -33,6 +34,7 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
       if (command.id === undefined) throw new TypeError("a create is given its id before it is routed");
       return shardOf(command.id, shards);
     case "cluster.put":
+    case "cluster.patch":
     case "cluster.delete":
     case "cluster.get":
       return shardOf(command.id, shards);
@@ -47,6 +49,8 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
       return known(parseJobId(command.jobId), "job");
     case "worker.put":
       return shardOf(command.workerId, shards);
+    case "document.put":
+      return shardOf(command.id, shards);
     case "task.heartbeat":
     case "task.finish":
       return known(parseTaskId(command.taskId)?.shard, "task");
@@ -61,6 +65,7 @@ const repeatableTypes = new Set<Command["type"]>([
   "task.heartbeat",
   "task.finish",
   "worker.put",
+  "document.put",
 ]);
 export const isRepeatable = (command: Command, key: string | null): boolean =>
   key !== null || repeatableTypes.has(command.type);
@@ -74,6 +79,8 @@ export interface ExecutorOptions {
   readonly queries: Queries;
   readonly jobs: JobOperations;
   readonly tasks: TaskOperations;
+  /** How long a key is remembered, milliseconds. */
+  readonly keyRetentionMs: number;
   readonly leaseValid: () => boolean;
   /** Whether what was committed in this epoch may be acknowledged. */
   readonly mayAcknowledge: (shard: ShardId, epoch: Epoch) => boolean;
@@ -91,10 +98,22 @@ export class CommandExecutor implements Executor<Command, Reply> {
     if (command.type === "cluster.get") return this.#get(request, context, command.id);
     if (command.type === "job.get") return this.#getJob(request, context, command.jobId);
     const operation = this.#operation(command, request.shard, context);
-    const keyed: Operation =
-      context.key === null
-        ? operation
-        : { ...operation, key: { tenant: context.caller.tenant, key: context.key, fingerprint: fingerprint(command) } };
+    const { requestId, traceparent } = context;
+    const keyed: Operation = {
+      ...operation,
+      trace: { requestId, traceparent },
+      ...(context.key === null
+        ? {}
+        : {
+            key: {
+              tenant: context.caller.tenant,
+              key: context.key,
+              fingerprint: fingerprint(command),
+              local: command.type === "task.finish" || command.type === "task.heartbeat",
+              retentionMs: this.o.keyRetentionMs,
+            },
+          }),
+    };
     try {
       const written = await this.o.writer.write(keyed, { durability: context.durability, deadline: request.deadline });
       return {
@@ -135,6 +154,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
         return createCluster({ tenant, id: command.id ?? "", shard }, command.fields);
       case "cluster.put":
         return putCluster({ tenant, id: command.id, shard }, command.fields, command.condition);
+      case "cluster.patch":
+        return patchCluster({ tenant, id: command.id, shard }, command.patch, command.condition);
       case "cluster.delete":
         return deleteCluster({ tenant, id: command.id, shard }, command.condition);
       case "job.start":
@@ -158,6 +179,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
         return this.o.tasks.list(tenant, command.jobId);
       case "worker.put":
         return putWorker({ tenant, id: command.workerId, shard, capacity: command.capacity, labels: command.labels });
+      case "document.put":
+        return putDocument({ kind: command.kind, id: command.id, shard }, command.body);
       case "task.heartbeat":
         return this.o.tasks.heartbeat(tenant, command.taskId, command.token, command.workerId);
       case "task.finish":
@@ -187,6 +210,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
   async #getJob(request: Routed<Command>, context: CommandContext, jobId: string): Promise<Reply> {
     const before = this.#held(request.shard);
     const job = await this.o.queries.job(context.caller.tenant, jobId);
+    if (job !== undefined && context.durability === "replicated")
+      await this.o.published(request.shard, job.changedPosition, job.changedEpoch, request.deadline);
     if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (job === undefined) throw new Problem("not_found", `There is no job ${jobId}.`, { owner: this.o.site });
     return {
@@ -209,7 +234,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
 }
 
 /** Of what the caller asked: the same key with another request is refused. */
-function fingerprint(command: Command): string {
+export function fingerprint(command: Command): string {
   return createHash("sha256").update(canonical(command)).digest("base64url").slice(0, 32);
 }
 

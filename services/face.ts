@@ -20,9 +20,10 @@ import type {
 import { clusterView } from "./clusters/operations.js";
 import { decodeCursor, encodeCursor } from "./clusters/queries.js";
 import type { DatacenterParts } from "./datacenter.js";
-import { isRepeatable, shardOfCommand, type CommandContext } from "./executor.js";
+import { fingerprint, isRepeatable, shardOfCommand, type CommandContext } from "./executor.js";
 import { jobView } from "./jobs/operations.js";
 import { parseJobId } from "./jobs/ids.js";
+import { SeenKeys } from "./seen-keys.js";
 import type { Verifier } from "./verify.js";
 
 /** What HTTP stands on, in front of a datacenter's process. */
@@ -31,6 +32,7 @@ export class Face implements Datacenter {
   readonly node: string;
   readonly #p: DatacenterParts;
   readonly #verifier: Verifier;
+  readonly #keys: SeenKeys;
   readonly #listeners = new Set<(event: DcEvent) => void>();
 
   constructor(parts: DatacenterParts, verifier: Verifier) {
@@ -38,6 +40,7 @@ export class Face implements Datacenter {
     this.#verifier = verifier;
     this.name = parts.site;
     this.node = parts.node;
+    this.#keys = new SeenKeys(Math.min(600_000, parts.config.idempotencyRetentionMs));
     parts.map.onChange((head, before) => {
       if (before === undefined || before.epoch !== head.epoch || before.state !== head.state)
         this.#emit({
@@ -78,12 +81,15 @@ export class Face implements Datacenter {
     const labels = { durability: context.durability };
     const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
+      const { tenant, principal } = context.caller;
+      const print = key === null ? "" : fingerprint(placed);
+      if (key !== null) this.#keys.check(tenant, key, print, began);
       if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
       const { result, route } = await this.#p.router.execute({
         shard: shardOfCommand(placed, this.#p.shards),
         command: placed,
         context: {
-          caller: context.caller,
+          caller: { tenant, principal },
           durability: context.durability,
           requestId: context.requestId,
           traceparent: context.traceparent ?? null,
@@ -92,6 +98,7 @@ export class Face implements Datacenter {
         deadline: context.deadline,
         repeatable: isRepeatable(placed, key),
       });
+      if (key !== null) this.#keys.used(tenant, key, print, began);
       if (isWrite) {
         this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route });
         this.#p.metrics.writeSeconds.observe((this.#p.time.monotonic() - began) / 1000);

@@ -1,7 +1,7 @@
 import type { ColumnType, Generated } from "kysely";
 
 /**
- * The tables of a datacenter's database. Replicated tables (clusters, jobs, workers, idempotency_keys) are written by the
+ * The tables of a datacenter's database. Replicated tables (clusters, jobs, workers, documents, idempotency_keys) are written by the
  * owner's transaction and by the applier alone; each row keeps (changed_epoch, changed_position) of its last change.
  * Names in TypeScript are camelCase (CamelCasePlugin); times are read as RFC 3339 with milliseconds.
  */
@@ -13,7 +13,9 @@ export interface Tables {
   jobs: JobsTable;
   tasks: TasksTable;
   workers: WorkersTable;
+  documents: DocumentsTable;
   idempotencyKeys: KeysTable;
+  auditPending: AuditPendingTable;
   outbox: OutboxTable;
   history: HistoryTable;
   divergentOperations: DivergentTable;
@@ -155,6 +157,23 @@ export interface WorkersTable extends PlacedColumns {
   labels: Json<Record<string, string>>;
   registeredAt: Time;
   deleted: boolean;
+}
+
+export interface DocumentsTable extends PlacedColumns {
+  kind: string;
+  id: string;
+  shard: number;
+  body: Json<Record<string, unknown>>;
+  updatedAt: Time;
+  deleted: boolean;
+}
+
+/** Entries of the audit trail that are not in the log yet: this datacenter's own. */
+export interface AuditPendingTable {
+  id: string;
+  body: Json<Record<string, unknown>>;
+  /** Grows with each change of the entry. */
+  version: number;
 }
 
 export interface KeysTable extends PlacedColumns {
@@ -385,6 +404,24 @@ CREATE TABLE workers (
   changed_position bigint NOT NULL,
   PRIMARY KEY (tenant, id)
 );
+CREATE TABLE documents (
+  kind text NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  shard int NOT NULL,
+  body jsonb NOT NULL,
+  updated_at timestamptz NOT NULL,
+  deleted boolean NOT NULL,
+  changed_epoch bigint NOT NULL,
+  changed_position bigint NOT NULL,
+  PRIMARY KEY (kind, id)
+);
+CREATE INDEX documents_by_shard ON documents (shard);
+CREATE INDEX documents_audit ON documents ((body ->> 'at') DESC, id DESC) WHERE kind = 'audit';
+CREATE TABLE audit_pending (
+  id text PRIMARY KEY,
+  body jsonb NOT NULL,
+  version bigint NOT NULL DEFAULT 1
+);
 CREATE TABLE idempotency_keys (
   tenant text NOT NULL,
   key text NOT NULL,
@@ -397,7 +434,7 @@ CREATE TABLE idempotency_keys (
   changed_epoch bigint NOT NULL,
   changed_position bigint NOT NULL,
   PRIMARY KEY (tenant, key, shard)
-);
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 5000);
 CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);
 CREATE INDEX idempotency_keys_by_place ON idempotency_keys (shard, changed_position);
 CREATE TABLE outbox (

@@ -2,7 +2,7 @@ import { Problem } from "../../infra/errors.js";
 import type { ClusterRow, JsonObject } from "../../replication/entities.js";
 import type { Operation, Outcome } from "../../replication/work.js";
 import type { ShardId, SiteName } from "../../shards/ids.js";
-import type { ClusterFields, Condition } from "../api.js";
+import type { ClusterFields, ClusterPatch, Condition } from "../api.js";
 
 type ClusterState = Omit<ClusterRow, "changedEpoch" | "changedPosition">;
 
@@ -71,6 +71,42 @@ export function putCluster(target: Target, fields: ClusterFields, condition: Con
     },
   };
 }
+
+/** 200 with the cluster. @throws (in `decide`) Problem not_found, version_mismatch. */
+export function patchCluster(target: Target, patch: ClusterPatch, condition: Condition): Operation {
+  return {
+    shard: target.shard,
+    needs: { clusters: [target] },
+    decide: (work) => {
+      const known = work.cluster(target.tenant, target.id);
+      if (known === undefined || known.deleted) throw new Problem("not_found", `There is no cluster ${target.id}.`);
+      check(known, condition);
+      const { name, spec, state, labels, expiresAt } = known;
+      const merged = mergePatch({ name, spec, state, labels, expiresAt }, patch) as Partial<ClusterFields>;
+      const row: ClusterState = {
+        ...unplaced(known),
+        ...given({ name, spec: {}, ...merged }),
+        version: known.version + 1,
+        updatedAt: new Date(work.now).toISOString(),
+      };
+      work.record({ type: "cluster.put", cluster: row });
+      return answer(200, row, work.datacenter);
+    },
+  };
+}
+
+/** RFC 7396. */
+function mergePatch(target: unknown, patch: unknown): unknown {
+  if (!isObject(patch)) return patch;
+  const merged: Record<string, unknown> = isObject(target) ? { ...target } : {};
+  for (const [name, value] of Object.entries(patch))
+    if (value === null) delete merged[name];
+    else merged[name] = mergePatch(merged[name], value);
+  return merged;
+}
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === "object" && value !== null && !Array.isArray(value);
 
 /** 204; a tombstone stays, so that a late record can't revive the row. @throws (in `decide`) Problem not_found, version_mismatch, job_in_progress. */
 export function deleteCluster(target: Target, condition: Condition): Operation {

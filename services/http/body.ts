@@ -32,12 +32,13 @@ export function hasBody(request: IncomingMessage): boolean {
 }
 
 /** @throws Problem unsupported_media_type */
-export function checkMediaType(request: IncomingMessage, wanted: string): void {
+export function checkMediaType(request: IncomingMessage, wanted: string, ...others: readonly string[]): void {
   const given = request.headers["content-type"];
   // The usual value first: this runs for each write.
   if (given !== wanted) {
     const [type, ...parameters] = (given ?? "").split(";").map((part) => part.trim().toLowerCase());
-    if (type !== wanted) throw new Problem("unsupported_media_type", `The body must be sent as ${wanted}.`);
+    if (type !== wanted && !others.includes(type ?? ""))
+      throw new Problem("unsupported_media_type", `The body must be sent as ${[wanted, ...others].join(" or ")}.`);
     for (const parameter of parameters) {
       if (parameter.startsWith("charset=") && !/^charset="?utf-8"?$/.test(parameter))
         throw new Problem("unsupported_media_type", "The body must be in UTF-8.");

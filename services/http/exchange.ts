@@ -29,6 +29,7 @@ const anonymous: Caller = Object.freeze({ tenant: "", principal: "anonymous" });
 /** A client that reads slowly has this long to get the rest of what was written. */
 const lingerMs = 2_000;
 const never = new AbortController().signal;
+const jsonType = "application/json";
 
 /** Serves one request, from its head to its answer and its log line. Never throws. */
 export async function exchange(
@@ -122,7 +123,8 @@ async function readJsonBody(
   if (route.body === undefined) return undefined;
   let value: unknown;
   if (hasBody(request)) {
-    checkMediaType(request, "application/json");
+    const [wanted = jsonType, ...others] = route.bodyTypes ?? [];
+    checkMediaType(request, wanted, ...others);
     const { config, time } = shared.options;
     const bytes = await readBody(request, config.bodyLimitBytes, shared.bodies, time, deadline);
     if (bytes.length > 0) {

@@ -54,10 +54,13 @@ function operation(route: Route, put: Put): Record<string, unknown> {
 function requestBody(route: Route, put: Put): unknown {
   if (route.streamedBody !== undefined)
     return { required: true, content: { [route.streamedBody]: { schema: { type: "string" } } } };
-  if (route.body === undefined) return undefined;
+  const { body } = route;
+  if (body === undefined) return undefined;
   return {
     required: route.bodyOptional !== true,
-    content: { "application/json": { schema: put(route.body, "input") } },
+    content: Object.fromEntries(
+      (route.bodyTypes ?? ["application/json"]).map((type) => [type, { schema: put(body, "input") }]),
+    ),
   };
 }
 

@@ -63,6 +63,17 @@ const clusterFields = {
   expiresAt: time.nullable().optional(),
 };
 export const putCluster = z.strictObject(clusterFields).meta({ id: "ClusterFields" });
+const nullableObject = jsonObject.nullable();
+/** RFC 7396 on ClusterFields: null removes, or sets what is always there to its empty value. */
+export const patchCluster = z
+  .strictObject({
+    name: z.string().optional(),
+    spec: nullableObject.optional(),
+    state: nullableObject.optional(),
+    labels: z.record(z.string(), z.string("must be a string or null").nullable()).nullable().optional(),
+    expiresAt: time.nullable().optional(),
+  })
+  .meta({ id: "ClusterPatch" });
 export const createCluster = z.strictObject({ id: clusterId.optional(), ...clusterFields });
 export const bulkCluster = z.strictObject({ id: clusterId, ...clusterFields });
 

@@ -145,6 +145,7 @@ function listener(
     const at = row.path.replaceAll(/\{(\w+)\}/g, ":$1");
     if (row.method === "PUT") router.put(at, handler);
     else if (row.method === "POST") router.post(at, handler);
+    else if (row.method === "PATCH") router.patch(at, handler);
     else if (row.method === "DELETE") router.delete(at, handler);
     else router.get(at, handler);
   }

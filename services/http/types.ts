@@ -14,7 +14,7 @@ import type { Caller, ClusterFields, Condition, Datacenter, Listed, Page, Reply,
  */
 export type Lane = "work" | "poll" | "stream" | "admin" | "probe";
 
-export type Method = "GET" | "PUT" | "POST" | "DELETE";
+export type Method = "GET" | "PUT" | "POST" | "PATCH" | "DELETE";
 
 /** A reply, and what only HTTP knows about it. */
 export interface Answer extends Reply {
@@ -45,6 +45,8 @@ export interface Route {
   readonly params?: z.ZodType;
   readonly query?: z.ZodType;
   readonly body?: z.ZodType;
+  /** Media types of the body; default: application/json. */
+  readonly bodyTypes?: readonly string[];
   /** Without a body the schema is given `{}`. */
   readonly bodyOptional?: boolean;
   /** The handler reads the body itself; it has this media type. */

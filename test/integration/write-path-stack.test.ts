@@ -272,17 +272,51 @@ describe("the write path", { timeout: 240_000 }, () => {
     problem(await put("central", two, key), "idempotency_key_reused");
   });
 
-  it(
-    "refuses the key of another cluster's write in another shard",
-    { todo: "keys are kept with the shard that they were used in" },
-    async () => {
-      const [one, two] = [at(idsOf(map, "east", "key-a", 1), 0), at(idsOf(map, "west", "key-b", 1), 0)];
-      const key = { "idempotency-key": "two-shards" };
-      body(await on("east", "POST", "/v1/clusters", { id: one, name: "n", spec: {} }, key), 201);
-      const other = await on("east", "POST", "/v1/clusters", { id: two, name: "n", spec: {} }, key);
-      problem(other, "idempotency_key_reused");
-    },
-  );
+  it("refuses the key of another cluster's write in another shard", async () => {
+    const [one, two] = [at(idsOf(map, "east", "key-a", 1), 0), at(idsOf(map, "west", "key-b", 1), 0)];
+    const key = { "idempotency-key": "two-shards" };
+    const first = await on("east", "POST", "/v1/clusters", { id: one, name: "n", spec: {} }, key);
+    body(first, 201);
+    const other = await on("east", "POST", "/v1/clusters", { id: two, name: "n", spec: {} }, key);
+    problem(other, "idempotency_key_reused");
+    // From elsewhere as well, as soon as the owner's copy has the first write.
+    body(await on("west", "GET", `/v1/clusters/${one}`, undefined, after(first)), 200);
+    problem(
+      await on("central", "POST", "/v1/clusters", { id: two, name: "n", spec: {} }, key),
+      "idempotency_key_reused",
+    );
+    problem(await on("west", "GET", `/v1/clusters/${two}`), "not_found");
+  });
+
+  it("remembers a keyed write that changed nothing", async () => {
+    const worker = "/v1/workers/keyed-worker";
+    body(await on("east", "PUT", worker, { capacity: 2 }), 200);
+    const key = { "idempotency-key": "no-change" };
+    const first = await on("central", "PUT", worker, { capacity: 2 }, key);
+    body(first, 200);
+    assert.equal(first.headers.get("idempotency-replayed"), null);
+    const again = await on("west", "PUT", worker, { capacity: 2 }, key);
+    assert.equal(again.headers.get("idempotency-replayed"), "true");
+    assert.equal(again.text, first.text);
+    problem(await on("west", "PUT", worker, { capacity: 3 }, key), "idempotency_key_reused");
+  });
+
+  it("merges a patch into a cluster", async () => {
+    const id = at(idsOf(map, "central", "patch", 1), 0);
+    const fields = { name: "n", spec: { a: { b: 1, c: [1] }, d: true }, state: { s: 1 }, labels: { x: "1", y: "2" } };
+    body(await on("east", "PUT", `/v1/clusters/${id}`, fields), 201);
+    const patch = { spec: { a: { b: null, e: {} }, d: 2 }, labels: { x: null }, state: null };
+    const merged = body(
+      await on("west", "PATCH", `/v1/clusters/${id}`, patch, { "content-type": "application/merge-patch+json" }),
+      200,
+    );
+    assert.deepEqual(merged["spec"], { a: { c: [1], e: {} }, d: 2 });
+    assert.deepEqual([merged["name"], merged["state"], merged["labels"]], ["n", {}, { y: "2" }]);
+    assert.equal(merged["version"], 2);
+    problem(await on("west", "PATCH", `/v1/clusters/${id}`, { name: null }), "invalid_request");
+    problem(await on("west", "PATCH", `/v1/clusters/${id}`, patch, { "if-match": '"1"' }), "version_mismatch");
+    problem(await on("west", "PATCH", `/v1/clusters/${id}-none`, patch), "not_found");
+  });
 
   it("remembers nothing of a keyed write that was refused", async () => {
     const id = at(idsOf(map, "west", "refused", 1), 0);

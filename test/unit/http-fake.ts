@@ -82,6 +82,16 @@ export class FakeDatacenter implements Datacenter {
         this.clusters.set(id, row);
         return { status: old === undefined ? 201 : 200, body: row, version, ...written };
       }
+      case "cluster.patch": {
+        const old = this.clusters.get(command.id);
+        if (old === undefined) throw new Problem("not_found");
+        const version = old.version + 1;
+        const row = { ...old, ...command.patch, version };
+        this.clusters.set(command.id, row);
+        return { status: 200, body: row, version, ...written };
+      }
+      case "document.put":
+        return { status: 200, body: { updatedAt: at }, ...written };
       case "cluster.delete":
         if (!this.clusters.delete(command.id)) throw new Problem("not_found");
         return { status: 204, ...written };
@@ -93,9 +103,10 @@ export class FakeDatacenter implements Datacenter {
           body: this.#job("j7-abc", command.clusterId, command.operation, command.input),
           ...written,
         };
+      case "job.retry":
+        return { status: 202, body: this.#job(command.jobId, "c1", "create", {}), ...written };
       case "job.get":
       case "job.cancel":
-      case "job.retry":
       case "job.pause":
       case "job.resume":
         return { status: 200, body: this.#job(command.jobId, "c1", "create", {}), ...written };

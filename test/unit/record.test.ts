@@ -61,6 +61,35 @@ test("a record comes back as it went in", () => {
   assert.deepEqual(decodeRecord(encodeRecord(record)), record);
 });
 
+test("a document, a key alone, and who asked travel along", () => {
+  const document = {
+    kind: "token",
+    id: "t-1",
+    shard: shardId(3),
+    body: { scopes: ["read"] },
+    updatedAt: "2026-01-02T00:00:00.000Z",
+    deleted: false,
+  };
+  const key = {
+    tenant: "a",
+    key: "k",
+    shard: shardId(3),
+    fingerprint: "f",
+    status: 200,
+    body: { a: 1 },
+    version: null,
+    createdAt: "2026-01-01T00:00:00.000Z",
+  };
+  const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+  const records: LogRecord[] = [
+    { type: "document.put", at: 1, document },
+    { type: "document.put", at: 1, document, trace: { requestId: "r-1", traceparent: null } },
+    { type: "key", at: 2, key },
+    { ...record, trace: { requestId: "r-2", traceparent } },
+  ];
+  for (const each of records) assert.deepEqual(decodeRecord(encodeRecord(each)), each);
+});
+
 test("a batch comes back as it went in, of each kind", () => {
   const bytes = encodeRecord(record);
   const batch = decodeBatch(encodeBatch({ header, records: [bytes], open: null }));

@@ -1,5 +1,5 @@
-import type { ClusterFields, ClusterQuery } from "../../api.js";
-import { clusterId, clusterQuery, createCluster, idParam, putCluster } from "../schemas.js";
+import type { ClusterFields, ClusterPatch, ClusterQuery } from "../../api.js";
+import { clusterId, clusterQuery, createCluster, idParam, patchCluster, putCluster } from "../schemas.js";
 import { cluster, listOf } from "../shapes.js";
 import { route, type Backend, type Route } from "../types.js";
 import { pageOf } from "./page.js";
@@ -42,6 +42,21 @@ export function clusterRoutes({ datacenter }: Backend): Route[] {
       answers: { 200: cluster },
       problems: ["not_found", "position_lost", ...refusals],
       handle: ({ context, path }) => datacenter.getCluster(context, path.id),
+    }),
+    route({
+      method: "PATCH",
+      path: "/v1/clusters/{id}",
+      summary: "Change some fields of a cluster (JSON merge patch, RFC 7396)",
+      lane: "work",
+      write: true,
+      conditional: true,
+      params: id,
+      body: patchCluster,
+      bodyTypes: ["application/merge-patch+json", "application/json"],
+      answers: { 200: cluster },
+      problems: ["not_found", "version_mismatch", ...writeProblems],
+      handle: ({ context, path, body, condition }) =>
+        datacenter.execute(context, { type: "cluster.patch", id: path.id, patch: body as ClusterPatch, condition }),
     }),
     route({
       method: "DELETE",

@@ -18,7 +18,8 @@ export function jobRoutes({ datacenter }: Backend): Route[] {
       params: id,
       body: nothing,
       bodyOptional: true,
-      answers: { 200: job },
+      // 202 where another attempt begins.
+      answers: verb === "retry" ? { 202: job } : verb === "resume" ? { 200: job, 202: job } : { 200: job },
       problems: ["not_found", "invalid_transition", "job_in_progress", ...writeProblems],
       handle: ({ context, path }) => datacenter.execute(context, { type: `job.${verb}`, jobId: path.id }),
     });
