@@ -63,6 +63,8 @@ const schema = z.strictObject({
   dbDeadMs: whole(200, 60_000).default(2500),
   maxUnpublishedMs: whole(100, 86_400_000).default(20_000),
   maxUnpublishedBytes: whole(1_000_000, 1_000_000_000_000).default(256_000_000),
+  logRetentionMs: whole(1_000, 365 * 86_400_000).default(86_400_000),
+  logMaxBytes: whole(1_000_000, 1_000_000_000_000).default(8_000_000_000),
   restateMs: whole(100, 86_400_000).default(180_000),
   databaseConnections: whole(4, 200).default(12),
   defaultTimeoutMs: whole(100, 600_000).default(10_000),

@@ -148,6 +148,11 @@ export class Applier {
     return this.#active;
   }
 
+  /** Of each partition, from 0: the last message that is folded in; empty while another process applies. */
+  get applied(): number[] {
+    return this.#active ? this.#states.map((state) => state.cursor) : [];
+  }
+
   /** Messages that the log is said to hold and that are not folded in. */
   get behind(): number {
     return this.#states.reduce((sum, state) => sum + Math.max(0, state.target - state.cursor - state.own.size), 0);

@@ -1,10 +1,14 @@
-import type { Time } from "../infra/clock.js";
+import { within, type Time } from "../infra/clock.js";
+import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { nextEpoch, position as toPosition, type ShardId } from "../shards/ids.js";
 import type { OpenRequest, OpenResult, OwnershipLog } from "../shards/ownership-log.js";
 import { lastOf, type BatchHeader, type EpochEnd } from "./record.js";
 import type { ShardLog } from "./shard-log.js";
+
+/** An `open` waits no longer for what it says about former epochs. */
+const endsWaitMs = 300;
 
 /** Ownership changes are records in the same log, appended with the same compare-and-set (section 2). */
 export class LogOwnership implements OwnershipLog {
@@ -14,6 +18,7 @@ export class LogOwnership implements OwnershipLog {
   readonly #random: Random;
   readonly #logger: Logger;
   readonly #opened: (shard: ShardId, sequence: number) => void;
+  readonly #epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
 
   constructor(options: {
     log: ShardLog;
@@ -22,6 +27,8 @@ export class LogOwnership implements OwnershipLog {
     random: Random;
     logger: Logger;
     opened: (shard: ShardId, sequence: number) => void;
+    /** Where the shard's epochs before the one that stands here ended. */
+    epochEnds?: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   }) {
     this.#log = options.log;
     this.#generation = options.generation;
@@ -29,11 +36,13 @@ export class LogOwnership implements OwnershipLog {
     this.#random = options.random;
     this.#logger = options.logger.with({ component: "ownership" });
     this.#opened = options.opened;
+    this.#epochEnds = options.epochEnds ?? (async () => []);
   }
 
   open(request: OpenRequest, deadline: number): Promise<OpenResult> {
     const { shard } = request;
     return this.#log.exclusive(shard, async () => {
+      const ends = this.#ends(shard, deadline);
       let tail = await this.#log.tail(shard, deadline, request.against);
       for (;;) {
         if (tail === undefined || this.#time.monotonic() >= deadline) return { kind: "unknown" };
@@ -61,7 +70,7 @@ export class LogOwnership implements OwnershipLog {
           closing: request.closing,
           phasesMs: request.phasesMs,
           drained: 0,
-          epochEnds: [],
+          epochEnds: await ends,
         };
         const result = await this.#log.append(tail.sequence, { header: open, records: [], open: body }, deadline);
         if (result.kind === "unknown") return { kind: "unknown" };
@@ -79,6 +88,17 @@ export class LogOwnership implements OwnershipLog {
         tail = result.tail;
       }
     });
+  }
+
+  /** A statement without them is better than none: whoever needs them finds them in a copy's history, too. */
+  async #ends(shard: ShardId, deadline: number): Promise<readonly EpochEnd[]> {
+    try {
+      const ms = Math.max(0, Math.min(endsWaitMs, deadline - this.#time.monotonic()));
+      return await within(this.#time, ms, this.#epochEnds(shard), []);
+    } catch (error) {
+      this.#logger.warn("the ends of a shard's epochs can't be read", { shard, error: asError(error) });
+      return [];
+    }
   }
 
   /**

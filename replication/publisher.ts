@@ -3,7 +3,14 @@ import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import PQueue from "p-queue";
-import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import {
+  position as toPosition,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+  type SiteName,
+} from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
 import { batchId } from "./ownership.js";
 import { lastOf, type BatchHeader } from "./record.js";
@@ -21,6 +28,12 @@ export interface OutboxRow {
 export interface Outbox {
   /** In position order, from after `after` on, of one epoch. */
   read(shard: ShardId, epoch: Epoch, after: Position, limit: number): Promise<readonly OutboxRow[]>;
+}
+
+/** What a publisher asks before it appends records. */
+export interface PublisherLimits {
+  /** The partition has room for records (ownership changes always have). */
+  mayAppend(partition: Partition): boolean;
 }
 
 export interface PublisherEvents {
@@ -67,6 +80,8 @@ const memoryLimit = 4_000_000;
 /** A tail below the mark is believed after so many looks, this far apart. */
 const lowerTries = 40;
 const lowerPauseMs = 50;
+/** A full partition is looked at again so often. */
+const fullPauseMs = 500;
 
 /**
  * Outbox -> log (section 3, step 4): one append in flight per shard, batches grow while it waits. Wake-up by the
@@ -82,6 +97,7 @@ export class Publisher {
   readonly #random: Random;
   readonly #logger: Logger;
   readonly #events: PublisherEvents;
+  readonly #limits: PublisherLimits | undefined;
   readonly #shards = new Map<ShardId, ShardState>();
   readonly #queue: PQueue;
   readonly #stop = new AbortController();
@@ -97,6 +113,7 @@ export class Publisher {
     random: Random;
     logger: Logger;
     events: PublisherEvents;
+    limits?: PublisherLimits;
   }) {
     this.#log = options.log;
     this.#outbox = options.outbox;
@@ -107,6 +124,7 @@ export class Publisher {
     this.#random = options.random;
     this.#logger = options.logger.with({ component: "publisher" });
     this.#events = options.events;
+    this.#limits = options.limits;
     // Every shard may wait for its append at once: those of a partition without a leader don't hold up the others.
     this.#queue = new PQueue({ concurrency: Math.max(64, options.map.shards) });
   }
@@ -271,6 +289,10 @@ export class Publisher {
         }
         state.lower = 0;
         this.#advance(state, lastOf(tail.header), shard);
+        if (this.#limits?.mayAppend(head.partition) === false) {
+          this.#time.after(fullPauseMs, () => this.wake(shard));
+          return;
+        }
         const rows = await this.#next(shard, state);
         const first = rows[0];
         if (first === undefined || state.epoch !== epoch) return;

@@ -59,6 +59,12 @@ export class Resume implements Service {
     await this.#loop;
   }
 
+  /** States these shards anew, before their time. */
+  restate(shards: readonly ShardId[]): void {
+    for (const shard of shards) this.#restatedAt.set(shard, -Infinity);
+    this.#wake();
+  }
+
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       if (this.#o.active())

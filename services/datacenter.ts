@@ -11,6 +11,7 @@ import type { Service } from "../infra/service.js";
 import { Applier } from "../replication/applier.js";
 import { readProgress, storeProgress } from "../replication/carried.js";
 import { PostgresOutbox } from "../replication/outbox.js";
+import { OutboxTrim } from "../replication/outbox-trim.js";
 import { LogOwnership } from "../replication/ownership.js";
 import { Progress } from "../replication/progress.js";
 import { Publisher } from "../replication/publisher.js";
@@ -19,6 +20,7 @@ import { PostgresReplicaStore, type Applied, type Incoming } from "../replicatio
 import { ReplicatorLock } from "../replication/replicator-lock.js";
 import { Restorer } from "../replication/restore.js";
 import { Resume } from "../replication/resume.js";
+import { Retention } from "../replication/retention.js";
 import { ShardLog } from "../replication/shard-log.js";
 import { Writer } from "../replication/writer.js";
 import { Changes } from "../routing/changes.js";
@@ -179,6 +181,7 @@ export async function createDatacenter(
       heads: coordinator.holding ? ownHeads() : [],
       lagPositions: worstLag().positions,
       lagMs: worstLag().ms,
+      applied: applier.applied,
     }),
   });
   // Replication: how state travels.
@@ -202,6 +205,7 @@ export async function createDatacenter(
         inside.mark(shard, header.epoch, lastOf(header));
       },
     },
+    limits: { mayAppend: (partition) => !retention.full(partition) },
   });
   const mayAcknowledge = (shard: ShardId, at: Epoch): boolean => {
     const head = map.get(shard);
@@ -264,6 +268,7 @@ export async function createDatacenter(
       applier.hint(partition, sequence);
       hints.add(partition, sequence);
     },
+    epochEnds: (shard) => epochEnds(shard),
   });
   const replicator: ReplicatorLock = new ReplicatorLock({
     store,
@@ -276,6 +281,12 @@ export async function createDatacenter(
       await applier.setActive(holding);
     },
   });
+  const epochEnds = async (shard: ShardId): Promise<EpochEnd[]> =>
+    (
+      await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [
+        shard,
+      ])
+    ).rows[0]?.ends ?? [];
   const resume = new Resume({
     site,
     time,
@@ -285,14 +296,40 @@ export async function createDatacenter(
     publisher,
     ownership,
     restateMs: config.restateMs,
-    epochEnds: async (shard) =>
-      (
-        await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [
-          shard,
-        ])
-      ).rows[0]?.ends ?? [],
+    epochEnds,
     active: () => replicator.holding && leases.valid,
     moving: (shard) => switchover.isMoving(shard),
+  });
+  const retention: Retention = new Retention({
+    site,
+    partitions,
+    streams,
+    map,
+    time,
+    log,
+    retentionMs: config.logRetentionMs,
+    maxBytes: config.logMaxBytes,
+    members: (partition) =>
+      datacentersOf(siteSets.set).map((dc) =>
+        dc === site
+          ? { dc, live: true, applied: applier.applied[partition] }
+          : { dc, live: peers.state(dc) !== "dead", applied: peers.applied(dc, partition) },
+      ),
+    restate: (list) => resume.restate(list),
+    active: () => replicator.holding && leases.valid,
+    onEndangered: (dcs) => {
+      for (const dc of datacentersOf(siteSets.set)) metrics.endangeredReplicas.set({ dc }, dcs.has(dc) ? 1 : 0);
+    },
+    onLeftBehind: (dc) => metrics.replicasLeftBehind.inc({ dc }),
+  });
+  const outboxTrim = new OutboxTrim({
+    database: data,
+    partitions,
+    first: (partition, shard) => streams.readFirst(partition, shard, 3_000),
+    time,
+    log,
+    everyMs: Math.min(60_000, Math.max(1_000, config.logRetentionMs / 10)),
+    active: () => replicator.holding,
   });
   const calls: Calls = {
     move: async (request) => {
@@ -504,6 +541,7 @@ export async function createDatacenter(
   leases.onChange(() => changes.changedAll());
 
   function onApplied(applied: Applied, messages: readonly Incoming[]): void {
+    retention.observe(messages);
     for (const message of messages)
       if (message.header !== null) shardLog.observe(message.shard, message.sequence, message.header);
     const diverged = applied.adoptions.some((adoption) => adoption.divergent > 0);
@@ -675,7 +713,7 @@ export async function createDatacenter(
     housekeeping,
     leases,
     ...(has("coordinator") ? [coordinator] : []),
-    ...(has("replicator") ? [replicator, restorer, resume, callServer] : []),
+    ...(has("replicator") ? [replicator, restorer, resume, retention, outboxTrim, callServer] : []),
     ...(has("coordinator") ? [takeovers, leaderKeeper] : []),
     router,
     ...(has("api") ? [dispatcher] : []),

@@ -17,6 +17,8 @@ export interface NodeReport {
   /** Largest lag over the shards that it does not own. */
   readonly lagPositions: number;
   readonly lagMs: number;
+  /** Of each log partition, from 0: the last message that is folded in. Only the datacenter's replicator sends them. */
+  readonly applied?: readonly number[];
 }
 
 interface Heard {
@@ -29,6 +31,7 @@ export type PeerState = "serving" | "fenced" | "catching_up" | "suspect" | "dead
 /** Who was heard last, and what of. All by the own monotonic clock: other sites' clocks don't matter. */
 export class Peers {
   readonly #heard = new Map<SiteName, Map<string, Heard>>();
+  readonly #applied = new Map<SiteName, readonly number[]>();
   readonly #heads = new Map<ShardId, { epoch: Epoch; position: Position; at: number }>();
   readonly #clock: Clock;
   readonly #suspectMs: number;
@@ -45,6 +48,7 @@ export class Peers {
     let nodes = this.#heard.get(report.dc);
     if (nodes === undefined) this.#heard.set(report.dc, (nodes = new Map<string, Heard>()));
     nodes.set(report.node, { at, report });
+    if (report.applied !== undefined && report.applied.length > 0) this.#applied.set(report.dc, report.applied);
     for (let i = 0; i + 2 < report.heads.length; i += 3)
       this.learnHead(report.heads[i] as ShardId, report.heads[i + 1] as Epoch, report.heads[i + 2] as Position);
   }
@@ -59,6 +63,11 @@ export class Peers {
   /** The owner's head as last heard, and when (monotonic). */
   head(shard: ShardId): { readonly epoch: Epoch; readonly position: Position; readonly at: number } | undefined {
     return this.#heads.get(shard);
+  }
+
+  /** The last message of the partition that the datacenter has said to have folded in, however long ago. */
+  applied(dc: SiteName, partition: Partition): number | undefined {
+    return this.#applied.get(dc)?.[partition];
   }
 
   /** Milliseconds since any node of the datacenter was heard; Infinity when never. */

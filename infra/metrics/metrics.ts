@@ -88,6 +88,18 @@ export function createMetrics(options: MetricsOptions = {}) {
       help: "Digests of the log that this datacenter's copy did not equal.",
       registers,
     }),
+    endangeredReplicas: new Gauge({
+      name: "hothot_replicas_endangered",
+      help: "1: the log is soon purged past what this datacenter has applied; bring it back before that, or it loads a snapshot.",
+      labelNames: ["dc"] as const,
+      registers,
+    }),
+    replicasLeftBehind: new Counter({
+      name: "hothot_replicas_left_behind_total",
+      help: "Times that a partition of the log was purged past what this datacenter had applied.",
+      labelNames: ["dc"] as const,
+      registers,
+    }),
     jobsRestarted: new Counter({
       name: "hothot_jobs_restarted_total",
       help: "Jobs that began another attempt here after a takeover.",

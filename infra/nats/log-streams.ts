@@ -1,6 +1,8 @@
 import {
   append,
   createStream,
+  firstSince,
+  purgeBelow,
   readFrom,
   readLast,
   readOne,
@@ -119,6 +121,25 @@ export class LogStreams {
 
   state(partition: number, timeoutMs: number): Promise<StreamState | undefined> {
     return streamState(this.#link(0), this.stream(partition), timeoutMs);
+  }
+
+  /** The oldest message of a shard that the log still holds. @throws NoAnswer | NoResponders */
+  async readFirst(partition: number, shard: number, timeoutMs: number): Promise<ShardMessage | undefined> {
+    const found = await readFrom(this.#link(0), this.stream(partition), 1, {
+      batch: 1,
+      maxBytes: 1_000_000,
+      timeoutMs,
+      subject: this.subject(partition, shard),
+    });
+    return maybe(found[0]);
+  }
+
+  firstSince(partition: number, since: Date, timeoutMs: number): Promise<number | undefined> {
+    return firstSince(this.#link(0), this.stream(partition), since, timeoutMs);
+  }
+
+  purgeBelow(partition: number, sequence: number, timeoutMs: number): Promise<number> {
+    return purgeBelow(this.#link(0), this.stream(partition), sequence, timeoutMs);
   }
 
   stepDown(partition: number, preferred: string, timeoutMs: number): Promise<void> {

@@ -84,16 +84,20 @@ export async function readFrom(
   sequence: number,
   limits: { readonly batch: number; readonly maxBytes: number; readonly timeoutMs: number; readonly subject?: string },
 ): Promise<Stored[]> {
-  const request = JSON.stringify({
-    seq: sequence,
-    batch: limits.batch,
-    max_bytes: limits.maxBytes,
-    next_by_subj: limits.subject ?? ">",
-  });
+  const { batch, maxBytes, timeoutMs, subject } = limits;
+  return collectBatch(
+    link,
+    stream,
+    { seq: sequence, batch, max_bytes: maxBytes, next_by_subj: subject ?? ">" },
+    timeoutMs,
+  );
+}
+
+async function collectBatch(link: Link, stream: string, request: object, timeoutMs: number): Promise<Stored[]> {
   const messages = await link.collect(
     `$JS.API.DIRECT.GET.${stream}`,
-    bytes.encode(request),
-    limits.timeoutMs,
+    bytes.encode(JSON.stringify(request)),
+    timeoutMs,
     (message) => {
       const status = message.headers?.code ?? 0;
       if (status === 204 || status === 404) return true;
@@ -244,6 +248,24 @@ export async function streamState(link: Link, stream: string, timeoutMs: number)
 /** Asks the stream's leader to hand over to `preferred` (a server's name). @throws StreamError 10005 when it leads already. */
 export async function stepDown(link: Link, stream: string, preferred: string, timeoutMs: number): Promise<void> {
   await api(link, `STREAM.LEADER.STEPDOWN.${stream}`, { placement: { preferred } }, timeoutMs);
+}
+
+/** Removes all messages below `sequence`. Nothing happens when there are none. @throws NoAnswer | NoResponders | StreamError */
+export async function purgeBelow(link: Link, stream: string, sequence: number, timeoutMs: number): Promise<number> {
+  const answer = await api<{ purged?: number }>(link, `STREAM.PURGE.${stream}`, { seq: sequence }, timeoutMs);
+  return answer.purged ?? 0;
+}
+
+/** Sequence of the first message that was stored at `since` or later, by the servers' clocks; undefined when there is none. @throws NoAnswer | NoResponders */
+export async function firstSince(
+  link: Link,
+  stream: string,
+  since: Date,
+  timeoutMs: number,
+): Promise<number | undefined> {
+  const request = { start_time: since.toISOString(), batch: 1, next_by_subj: ">" };
+  const found = await collectBatch(link, stream, request, timeoutMs);
+  return found[0]?.sequence;
 }
 
 /** JetStream is there and has a meta leader. */

@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { silentLogger } from "../../infra/logger.js";
+import { Database } from "../../infra/postgres/database.js";
+import { LocalStack } from "../../infra/local/stack.js";
+import { startStack, type TestStack } from "../harness/stack.js";
+import { readLog, type LogContent } from "./log-reader.js";
+import { allEqual, allServe, at, body, idsIn, idsOf, placeOf, send, shardMap, shards } from "./support.js";
+
+const retentionMs = 2_000;
+const env = {
+  HOTHOT_LOG_RETENTION_MS: String(retentionMs),
+  HOTHOT_RESTATE_MS: "500",
+};
+
+let stack: TestStack;
+before(async () => {
+  stack = await startStack({ env, worker: false });
+});
+after(() => stack.stop());
+
+const put = (dc: string, id: string, name = "n") =>
+  send(stack, dc, "PUT", `/v1/clusters/${id}`, { name, spec: { filler: "x".repeat(200) } });
+
+async function inDatabase<T>(dc: string, action: (database: Database) => Promise<T>): Promise<T> {
+  const url = stack.stack.site(dc).postgres?.url() ?? "";
+  const database = new Database({ url, connections: 1, name: "test", log: silentLogger });
+  try {
+    return await action(database);
+  } finally {
+    await database.close();
+  }
+}
+
+const has = (log: LogContent, id: string): boolean => log.entries.some((entry) => entry.record.cluster?.id === id);
+
+describe("a log that keeps two seconds", { concurrency: false }, () => {
+  it("loses what is old, keeps the newest statement of every idle shard, and the outbox follows", async () => {
+    await allServe(stack);
+    const map = await shardMap(stack, "east");
+    const ids = stack.dcs.flatMap((dc) => idsOf(map, dc, "old", 20));
+    for (const id of ids) body(await put("east", id), 201);
+    const log = await stack.until(
+      async () => {
+        const found = await readLog(stack, "central");
+        return !ids.some((id) => has(found, id)) && found;
+      },
+      25_000,
+      "the log has lost the old records",
+    );
+    const kept = new Set(log.batches.map((batch) => batch.header.shard));
+    assert.equal(kept.size, shards, "a message of every shard is there");
+    for (const batch of log.batches)
+      if (batch.header.kind !== "records") assert.ok(batch.open !== null && Array.isArray(batch.open.epochEnds));
+    for (const dc of stack.dcs)
+      await stack.until(
+        async () =>
+          inDatabase(dc, async (database) => {
+            const { rows } = await database.pool.query<{ n: number }>("SELECT count(*)::int AS n FROM outbox");
+            return rows[0]?.n === 0;
+          }),
+        15_000,
+        `${dc}'s outbox has lost what the log has`,
+      );
+  });
+
+  it("starts again, and every shard takes the next position of its epoch", async () => {
+    const heads = await shardMap(stack, "east");
+    await stack.stack.down();
+    await LocalStack.up(stack.dir, { portBase: stack.portBase });
+    await allServe(stack);
+    for (const head of heads) {
+      const place = placeOf(await put("west", at(idsIn(head.shard, "again", 1), 0)));
+      assert.equal(place.position, head.position + 1, `shard ${head.shard}`);
+      assert.ok(place.epoch >= head.epoch, `shard ${head.shard}`);
+    }
+    await allEqual(stack, "east");
+  });
+});
