@@ -27,6 +27,8 @@ interface PartitionState {
   behindSince: number | null;
   /** Own appends by sequence: their records are in the database already. */
   readonly own: Map<number, BatchHeader>;
+  /** Messages that their publisher sent along with the word that the log holds them, by sequence. */
+  readonly pushed: Map<number, StoredMessage>;
   /** A read under way, and what the last one brought. */
   reading: Promise<void> | null;
   fetched: readonly Incoming[];
@@ -44,7 +46,10 @@ const gatherMs = 3;
 /** A round goes on without the partitions whose read takes longer. */
 const slowReadMs = 20;
 const limits = { batch: 500, maxBytes: 1_000_000 };
-const ownAtOnce = 1_000;
+const knownAtOnce = 1_000;
+/** Messages behind the cursor, and bytes of all partitions, that are kept for later. */
+const pushedAhead = 2_000;
+const pushedBytes = 8_000_000;
 const ownKept = 50_000;
 
 /**
@@ -60,6 +65,7 @@ export class Applier {
   readonly #states: PartitionState[];
   readonly #stop = new AbortController();
   #active = false;
+  #pushedBytes = 0;
   #wake: () => void = () => undefined;
   #woken = false;
   #lazy: Timer | undefined;
@@ -87,6 +93,7 @@ export class Applier {
       lookedAt: -Infinity,
       behindSince: null,
       own: new Map<number, BatchHeader>(),
+      pushed: new Map<number, StoredMessage>(),
       reading: null,
       fetched: [],
       seenEnd: false,
@@ -96,7 +103,10 @@ export class Applier {
   /** Only the process that holds the replicator's lock applies; the progress check would refuse a second one anyway. */
   async setActive(active: boolean): Promise<void> {
     if (active && !this.#active) {
-      for (const state of this.#states) state.seenEnd = false;
+      for (const state of this.#states) {
+        state.seenEnd = false;
+        for (const sequence of [...state.pushed.keys()]) this.#dropPushed(state, sequence);
+      }
       await this.reload();
     }
     this.#active = active;
@@ -114,6 +124,7 @@ export class Applier {
       state.cursor = progress.get(state.partition) ?? 0;
       state.foreign = Math.max(state.foreign, state.target);
       state.own.clear();
+      for (const sequence of [...state.pushed.keys()]) if (sequence <= state.cursor) this.#dropPushed(state, sequence);
     }
   }
 
@@ -124,6 +135,33 @@ export class Applier {
     if (sequence > state.target) state.target = sequence;
     if (sequence > state.foreign) state.foreign = sequence;
     this.#notify();
+  }
+
+  /**
+   * A publisher says that the log holds this message, and what it is: what comes in order needs no read. It is the log's, as
+   * its append was stored there; what was lost on the way or comes too early is read.
+   */
+  push(partition: Partition, message: StoredMessage): void {
+    const state = this.#states[partition];
+    if (state === undefined || message.sequence <= state.cursor || state.own.has(message.sequence)) return;
+    if (
+      this.#active &&
+      !state.pushed.has(message.sequence) &&
+      message.sequence <= state.cursor + pushedAhead &&
+      this.#pushedBytes + message.data.length <= pushedBytes
+    ) {
+      // A copy: what came is a part of a larger buffer.
+      state.pushed.set(message.sequence, { ...message, data: message.data.slice() });
+      this.#pushedBytes += message.data.length;
+    }
+    this.hint(partition, message.sequence);
+  }
+
+  #dropPushed(state: PartitionState, sequence: number): void {
+    const message = state.pushed.get(sequence);
+    if (message === undefined) return;
+    state.pushed.delete(sequence);
+    this.#pushedBytes -= message.data.length;
   }
 
   /** An own append: nothing of it needs to be read, and its mark can wait for more of its kind. */
@@ -266,7 +304,10 @@ export class Applier {
       if (state === undefined || last === undefined) continue;
       state.cursor = last.sequence;
       if (state.target < state.cursor) state.target = state.cursor;
-      for (const message of messages) state.own.delete(message.sequence);
+      for (const { sequence } of messages) {
+        state.own.delete(sequence);
+        this.#dropPushed(state, sequence);
+      }
     }
     this.#onApplied(
       applied,
@@ -275,13 +316,19 @@ export class Applier {
   }
 
   async #next(state: PartitionState): Promise<readonly Incoming[]> {
-    const own: Incoming[] = [];
-    for (let sequence = state.cursor + 1; own.length < ownAtOnce; sequence++) {
+    const known: Incoming[] = [];
+    for (let sequence = state.cursor + 1; known.length < knownAtOnce; sequence++) {
       const header = state.own.get(sequence);
-      if (header === undefined) break;
-      own.push({ sequence, shard: header.shard, header, batch: null });
+      const pushed = state.pushed.get(sequence);
+      if (header !== undefined) known.push({ sequence, shard: header.shard, header, batch: null });
+      else if (pushed !== undefined) {
+        const message = incoming(pushed);
+        // What can't be read is judged by what the log has.
+        if (message.fault !== undefined) break;
+        known.push(message);
+      } else break;
     }
-    if (own.length > 0) return own;
+    if (known.length > 0) return known;
     const now = this.#time.monotonic();
     state.lookedAt = now;
     const patient = state.behindSince === null || now - state.behindSince < patienceMs;

@@ -13,7 +13,7 @@ import {
 } from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
 import { batchId } from "./ownership.js";
-import { lastOf, type BatchHeader } from "./record.js";
+import { encodeBatch, lastOf, type BatchHeader } from "./record.js";
 import type { ShardLog } from "./shard-log.js";
 import type { Committed } from "./writer.js";
 
@@ -38,7 +38,8 @@ export interface PublisherLimits {
 
 export interface PublisherEvents {
   /** A message of ours is in the log: peers are told, and the own applier need not read it. */
-  stored(shard: ShardId, sequence: number, header: BatchHeader): void;
+  /** The log holds these bytes at this sequence of the shard's partition. */
+  stored(shard: ShardId, sequence: number, header: BatchHeader, bytes: Uint8Array): void;
 }
 
 interface Waiter {
@@ -309,16 +310,13 @@ export class Publisher {
           count: rows.length,
           committedAt: first.committedAt,
         };
-        const result = await this.#log.append(
-          tail.sequence,
-          { header, records: rows.map((row) => row.record), open: null },
-          Infinity,
-          this.#stop.signal,
-        );
+        const batch = { header, records: rows.map((row) => row.record), open: null };
+        const bytes = encodeBatch(batch);
+        const result = await this.#log.append(tail.sequence, batch, Infinity, this.#stop.signal, bytes);
         if (result.kind === "unknown") return;
         if (result.kind === "stored") {
           tail = { sequence: result.sequence, header };
-          this.#events.stored(shard, result.sequence, header);
+          this.#events.stored(shard, result.sequence, header, bytes);
         } else tail = result.tail;
       }
     });

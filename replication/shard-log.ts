@@ -135,10 +135,15 @@ export class ShardLog {
    * Appends behind message `expected` and settles the outcome, at most until `deadline` (monotonic; Infinity: until it is known).
    * Call it within `exclusive`.
    */
-  async append(expected: number, batch: Batch, deadline: number, signal?: AbortSignal): Promise<AppendResult> {
+  async append(
+    expected: number,
+    batch: Batch,
+    deadline: number,
+    signal?: AbortSignal,
+    bytes = encodeBatch(batch),
+  ): Promise<AppendResult> {
     const { shard } = batch.header;
     const partition = this.partitionOf(shard);
-    const bytes = encodeBatch(batch);
     let route = 0;
     let lower = 0;
     for (let tries = 0; ; tries++) {

@@ -1,5 +1,5 @@
-import { Problem } from "../infra/errors.js";
-import type { Client } from "../infra/postgres/database.js";
+import { asError, Problem } from "../infra/errors.js";
+import { isRefusal, type Client } from "../infra/postgres/database.js";
 import type { Random } from "../infra/random.js";
 import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
@@ -15,6 +15,23 @@ export interface LockedHead {
   readonly position: Position;
   readonly tenure: Epoch;
 }
+
+/** The COMMIT got no answer: what was written may be there or not. */
+export class CommitUnknown extends Error {
+  constructor(cause: Error) {
+    super("the database did not answer the commit", { cause });
+    this.name = "CommitUnknown";
+  }
+}
+
+interface Statement {
+  readonly name: string;
+  readonly text: string;
+  readonly values: unknown[];
+}
+
+/** A head is not as it was locked: nothing was written. */
+const mismatch = "22012"; // division_by_zero, raised on purpose
 
 export interface NewRecord {
   readonly shard: ShardId;
@@ -53,9 +70,16 @@ export class Unit {
     this.#random = options.random;
   }
 
-  /** Loads what the operations need, each table with one statement. */
-  async load(heads: ReadonlyMap<ShardId, LockedHead>, operations: readonly Operation[]): Promise<void> {
+  /** The heads that this transaction has locked. */
+  hold(heads: ReadonlyMap<ShardId, LockedHead>): void {
     for (const [shard, head] of heads) this.#heads.set(shard, { ...head, next: head.position });
+  }
+
+  /**
+   * Loads what the operations need, each table with one statement; those that depend on no other are sent at once, before the
+   * first of them is answered.
+   */
+  async load(operations: readonly Operation[]): Promise<void> {
     const clusters = operations.flatMap((o) => o.needs.clusters ?? []);
     const jobs = operations.flatMap((o) => o.needs.jobs ?? []);
     const workers = operations.flatMap((o) => o.needs.workers ?? []);
@@ -64,27 +88,44 @@ export class Unit {
       const { rows } = await this.#client.query<Record<string, unknown>>({ name, text, values });
       return rows.map((row) => fromColumns<T>(row));
     };
-    if (clusters.length > 0)
+    const loadClusters = async (wanted: readonly { readonly tenant: string; readonly id: string }[]): Promise<void> => {
+      if (wanted.length === 0) return;
       for (const row of await query<ClusterRow>(
         "load_clusters",
         "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id",
-        [clusters.map((c) => c.tenant), clusters.map((c) => c.id)],
+        [wanted.map((c) => c.tenant), wanted.map((c) => c.id)],
       ))
         this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
-    if (jobs.length > 0) {
+    };
+    const loadJobs = async (): Promise<void> => {
+      if (jobs.length === 0) return;
       for (const row of await query<JobRow>("load_jobs", "SELECT * FROM jobs WHERE id = ANY($1::text[])", [jobs]))
         this.#rows.jobs.set(row.id, row);
-      const missing = [...this.#rows.jobs.values()].filter(
-        (job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)),
-      );
-      if (missing.length > 0)
-        for (const row of await query<ClusterRow>(
-          "load_clusters",
-          "SELECT c.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN clusters c ON c.tenant = k.tenant AND c.id = k.id",
-          [missing.map((j) => j.tenant), missing.map((j) => j.clusterId)],
-        ))
-          this.#rows.clusters.set(clusterKey(row.tenant, row.id), row);
-    }
+    };
+    const loadWorkers = async (): Promise<void> => {
+      if (workers.length === 0) return;
+      for (const row of await query<WorkerRow>(
+        "load_workers",
+        "SELECT w.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN workers w ON w.tenant = k.tenant AND w.id = k.id",
+        [workers.map((w) => w.tenant), workers.map((w) => w.id)],
+      ))
+        this.#rows.workers.set(clusterKey(row.tenant, row.id), row);
+    };
+    const loadKeys = async (): Promise<void> => {
+      if (keys.length === 0) return;
+      for (const row of await query<KeyRow>(
+        "load_keys",
+        "SELECT i.* FROM unnest($1::text[], $2::text[]) AS k(tenant, key) JOIN idempotency_keys i ON i.tenant = k.tenant AND i.key = k.key",
+        [keys.map((o) => o.key?.tenant), keys.map((o) => o.key?.key)],
+      ))
+        this.#rows.addKey(row);
+    };
+    await Promise.all([loadClusters(clusters), loadJobs(), loadWorkers(), loadKeys()]);
+    await loadClusters(
+      [...this.#rows.jobs.values()]
+        .filter((job) => !this.#rows.clusters.has(clusterKey(job.tenant, job.clusterId)))
+        .map((job) => ({ tenant: job.tenant, id: job.clusterId })),
+    );
     const wantsActive = operations.filter((o) => o.needs.activeJobs === true);
     if (wantsActive.length > 0) {
       const named = wantsActive.flatMap((o) => [
@@ -102,7 +143,7 @@ export class Unit {
         this.#rows.jobs.set(row.id, row);
     }
     if (operations.some((o) => o.needs.tasks === true)) {
-      const wanted = [...new Set([...jobs, ...[...this.#rows.jobs.keys()]])];
+      const wanted = [...new Set([...jobs, ...this.#rows.jobs.keys()])];
       for (const row of await query<TaskRow>(
         "load_tasks",
         "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id",
@@ -110,20 +151,6 @@ export class Unit {
       ))
         this.#rows.tasks.set(row.id, row);
     }
-    if (workers.length > 0)
-      for (const row of await query<WorkerRow>(
-        "load_workers",
-        "SELECT w.* FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN workers w ON w.tenant = k.tenant AND w.id = k.id",
-        [workers.map((w) => w.tenant), workers.map((w) => w.id)],
-      ))
-        this.#rows.workers.set(clusterKey(row.tenant, row.id), row);
-    if (keys.length > 0)
-      for (const row of await query<KeyRow>(
-        "load_keys",
-        "SELECT i.* FROM unnest($1::text[], $2::text[]) AS k(tenant, key) JOIN idempotency_keys i ON i.tenant = k.tenant AND i.key = k.key",
-        [keys.map((o) => o.key?.tenant), keys.map((o) => o.key?.key)],
-      ))
-        this.#rows.addKey(row);
   }
 
   /** Decides one operation on top of those before it; what it changed is dropped when it refuses. */
@@ -198,8 +225,42 @@ export class Unit {
     }
   }
 
-  /** Writes everything, in one statement, whose first part checks epoch and state. @throws Problem not_owner; roll back then. */
-  async flush(): Promise<NewRecord[]> {
+  /**
+   * Writes everything and commits. What fits one statement, the usual case, is sent with the COMMIT right behind it: when that
+   * statement fails, the transaction has written nothing.
+   * @throws Problem not_owner, or the database's error, with nothing committed; CommitUnknown
+   */
+  async commit(): Promise<NewRecord[]> {
+    const client = this.#client;
+    const statement = this.#statement();
+    const alone = this.#rows.alone;
+    if (!alone) await this.#rows.drop(client);
+    const flushed = statement === undefined ? Promise.resolve() : this.#flush(statement);
+    if (!alone) {
+      await flushed;
+      await this.#rows.writeStages(client);
+    }
+    const [written, ended] = await Promise.allSettled([flushed, client.query("COMMIT")]);
+    const failure = written.status === "rejected" ? asError(written.reason) : undefined;
+    // Refused by the server, the statement has ended the transaction, whatever was sent behind it.
+    if (failure instanceof Problem || isRefusal(failure)) throw failure;
+    if (ended.status === "rejected") throw new CommitUnknown(asError(ended.reason));
+    if (ended.value.command !== "COMMIT") throw failure ?? new Error("the database rolled the transaction back");
+    if (failure !== undefined) throw new CommitUnknown(failure);
+    return this.#records.map(({ shard, epoch, position, bytes }) => ({ shard, epoch, position, record: bytes }));
+  }
+
+  async #flush(statement: Statement): Promise<void> {
+    try {
+      await this.#client.query(statement);
+    } catch (error) {
+      if ((error as { code?: string }).code !== mismatch) throw error;
+      throw new Problem("not_owner", "the shard moved during the write");
+    }
+  }
+
+  /** One statement, whose first part checks epoch and state and numbers the records; it fails when a head is not as locked. */
+  #statement(): Statement | undefined {
     const moved = [...this.#heads].filter(([, head]) => head.next > head.position);
     const parts: string[] = [];
     const values: unknown[] = [];
@@ -207,11 +268,12 @@ export class Unit {
     if (moved.length > 0) {
       name += "h";
       parts.push(`h AS (UPDATE shard_head s SET position = s.position + v.n
-        FROM unnest($1::int[], $2::bigint[], $3::int[]) AS v(shard, epoch, n)
-        WHERE s.shard = v.shard AND s.epoch = v.epoch AND s.state = 'owned' RETURNING s.shard, s.position)`);
+        FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::int[]) AS v(shard, epoch, since, n)
+        WHERE s.shard = v.shard AND s.epoch = v.epoch AND s.position = v.since AND s.state = 'owned' RETURNING 1)`);
       values.push(
         moved.map(([shard]) => shard),
         moved.map(([, head]) => head.epoch),
+        moved.map(([, head]) => head.position),
         moved.map(([, head]) => head.next - head.position),
       );
     }
@@ -228,25 +290,17 @@ export class Unit {
         this.#now,
       );
     }
-    await this.#rows.drop(this.#client);
     for (const [letter, shape, rows] of this.#rows.changedRows()) {
       name += letter;
       values.push(rowsParameter(shape, rows));
       parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
     }
-    if (parts.length > 0) {
-      const last = moved.length > 0 ? "SELECT shard, position FROM h" : "SELECT 1";
-      const { rows } = await this.#client.query<{ shard: number; position: number }>({
-        name: `flush_${name}`,
-        text: `WITH ${parts.join(", ")} ${last}`,
-        values,
-      });
-      const numbered = new Map(rows.map((row) => [row.shard, row.position]));
-      if (moved.some(([shard, head]) => numbered.get(shard) !== head.next))
-        throw new Problem("not_owner", "the shard moved during the write");
-    }
-    await this.#rows.writeStages(this.#client);
-    return this.#records.map(({ shard, epoch, position, bytes }) => ({ shard, epoch, position, record: bytes }));
+    if (parts.length === 0) return undefined;
+    const last =
+      moved.length > 0
+        ? "SELECT 1 / (CASE WHEN (SELECT count(*) FROM h) = cardinality($1) THEN 1 ELSE 0 END)"
+        : "SELECT 1";
+    return { name: `flush_${name}`, text: `WITH ${parts.join(", ")} ${last}`, values };
   }
 
   runAfterCommit(onError: (error: unknown) => void): void {
@@ -315,6 +369,11 @@ class Layer {
     }
   }
 
+  /** Nothing but the changed rows is to be written. */
+  get alone(): boolean {
+    return this.dropped.size === 0 && this.#stagesAlone().length === 0;
+  }
+
   async drop(client: Client): Promise<void> {
     if (this.dropped.size > 0)
       await client.query("DELETE FROM tasks WHERE job_id = ANY($1::text[])", [[...this.dropped]]);
@@ -335,8 +394,12 @@ class Layer {
     return all.filter(([, , rows]) => rows.length > 0);
   }
 
+  #stagesAlone(): (readonly [string, string | null])[] {
+    return [...this.stages].filter(([jobId]) => !this.#changed.jobs.has(jobId));
+  }
+
   async writeStages(client: Client): Promise<void> {
-    const stages = [...this.stages].filter(([jobId]) => !this.#changed.jobs.has(jobId));
+    const stages = this.#stagesAlone();
     if (stages.length > 0)
       await client.query(
         "UPDATE jobs SET stage = v.stage FROM unnest($1::text[], $2::text[]) AS v(id, stage) WHERE jobs.id = v.id",

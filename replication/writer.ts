@@ -6,13 +6,12 @@ import type { Random } from "../infra/random.js";
 import {
   epoch as toEpoch,
   position as toPosition,
-  shardId,
   type Epoch,
   type Position,
   type ShardId,
   type SiteName,
 } from "../shards/ids.js";
-import { Unit, type LockedHead } from "./unit.js";
+import { CommitUnknown, Unit, type LockedHead } from "./unit.js";
 import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
 
 /** What the writer asks before a transaction and again before the acknowledgement (rule f). */
@@ -168,16 +167,20 @@ export class Writer implements ShardWriter {
       return false;
     });
     if (live.length === 0) return;
-    let committing = false;
     let client: Client | undefined;
     let broken: Error | undefined;
     try {
       client = await this.#database.connect();
       const unit = new Unit({ client, site: this.#site, now: this.#time.wall(), random: this.#random });
-      const heads = await beginAndLock(
-        client,
-        [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b),
-      );
+      // One round trip: the loads follow the locks on the same connection, each with a snapshot of its own.
+      const [heads] = await Promise.all([
+        beginAndLock(
+          client,
+          [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b),
+        ),
+        unit.load(live.map((p) => p.operation)),
+      ]);
+      unit.hold(heads);
       const allowed = live.filter((pending) => {
         const head = heads.get(pending.operation.shard);
         if (head !== undefined && head.epoch === pending.epoch && head.state === "owned") return true;
@@ -188,22 +191,15 @@ export class Writer implements ShardWriter {
         );
         return false;
       });
-      await unit.load(
-        heads,
-        allowed.map((p) => p.operation),
-      );
       const outcomes = allowed.map((pending) => ({ pending, result: unit.decide(pending.operation) }));
-      const records = await unit.flush();
-      committing = true;
-      await client.query("COMMIT");
-      this.#committed(unit, records, outcomes);
+      this.#committed(unit, await unit.commit(), outcomes);
     } catch (error) {
-      broken = isTimeout(error) ? asError(error) : undefined;
-      if (client !== undefined && broken === undefined && !committing)
+      const committing = error instanceof CommitUnknown;
+      if (committing || isTimeout(error)) broken = asError(error);
+      else if (client !== undefined)
         await client.query("ROLLBACK").catch((failure: unknown) => {
           broken = asError(failure);
         });
-      if (committing) broken = asError(error);
       this.#failed(live, asError(error), committing);
       // It may be committed: whoever publishes looks into the outbox.
       if (committing) this.#events.uncertain([...new Set(live.map((pending) => pending.operation.shard))]);
@@ -241,17 +237,18 @@ export class Writer implements ShardWriter {
   }
 }
 
-/**
- * Begins the transaction and locks the shards' heads in order, in one round trip; the locks serialise the writes of a shard
- * over all nodes of the datacenter. Two statements at once go without parameters: shard ids are checked whole numbers.
- */
+/** Begins the transaction and locks the shards' heads in order; the locks serialise the writes of a shard over all nodes of the datacenter. */
 async function beginAndLock(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
-  const list = shards.map((shard) => String(shardId(shard))).join(",");
-  const results = (await client.query(
-    `BEGIN; SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard IN (${list}) ORDER BY shard FOR NO KEY UPDATE`,
-  )) as unknown as readonly { readonly rows: readonly HeadRow[] }[];
+  const [, { rows }] = await Promise.all([
+    client.query("BEGIN"),
+    client.query<HeadRow>({
+      name: "lock_heads",
+      text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
+      values: [shards],
+    }),
+  ]);
   return new Map(
-    (results[1]?.rows ?? []).map((row) => [
+    rows.map((row) => [
       row.shard as ShardId,
       {
         owner: row.owner,

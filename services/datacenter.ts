@@ -52,7 +52,7 @@ import { CallClient, CallServer, type Calls } from "./calls.js";
 import { Queries } from "./clusters/queries.js";
 import { CommandExecutor } from "./executor.js";
 import { generation } from "./init.js";
-import { HintSender, hintSubject, InsideBus } from "./inside.js";
+import { Hints, InsideBus } from "./inside.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
@@ -89,6 +89,7 @@ export async function createDatacenter(
   const databaseOptions = { url: config.databaseUrl ?? "", log };
   const control = new Database({ ...databaseOptions, connections: 5, name: `hothot ${node} control` });
   const data = new Database({ ...databaseOptions, connections: config.databaseConnections, name: `hothot ${node}` });
+  const writes = new Database({ ...databaseOptions, connections: 3, name: `hothot ${node} writes`, pipeline: true });
   await waitForDatabase(control, time, log);
   await control.migrate();
   const stopped = new AbortController();
@@ -146,7 +147,7 @@ export async function createDatacenter(
   const { shards, partitions } = first;
 
   const identity = (await meet({ shards, partitions })()) ?? (await control.identity());
-  data.adopt(identity);
+  for (const database of [data, writes]) database.adopt(identity);
 
   // Shards: who owns what.
   const map = new ShardMap(shards);
@@ -186,7 +187,7 @@ export async function createDatacenter(
   });
   // Replication: how state travels.
   const shardLog = new ShardLog({ transport: streams, partitions, time, log });
-  const hints = new HintSender(group, links.main);
+  const hints = new Hints(group, generation, links.main);
   const publisher: Publisher = new Publisher({
     log: shardLog,
     outbox: new PostgresOutbox(data),
@@ -197,10 +198,10 @@ export async function createDatacenter(
     random,
     logger: log,
     events: {
-      stored: (shard, sequence, header) => {
+      stored: (shard, sequence, header, bytes) => {
         const partition = partitionOf(shard, partitions);
         applier.ownAppend(partition, shard, sequence, header);
-        hints.add(partition, sequence);
+        hints.add(partition, sequence, shard, bytes);
         progress.reached(shard, header.epoch, lastOf(header));
         inside.mark(shard, header.epoch, lastOf(header));
       },
@@ -212,7 +213,7 @@ export async function createDatacenter(
     return leases.valid && head?.owner === site && head.epoch === at && head.state !== "suspended";
   };
   const writer = new Writer({
-    database: data,
+    database: writes,
     site,
     time,
     random,
@@ -266,7 +267,7 @@ export async function createDatacenter(
     opened: (shard, sequence) => {
       const partition = partitionOf(shard, partitions);
       applier.hint(partition, sequence);
-      hints.add(partition, sequence);
+      hints.add(partition, sequence, shard);
     },
     epochEnds: (shard) => epochEnds(shard),
   });
@@ -615,7 +616,7 @@ export async function createDatacenter(
         () => stopped.signal.aborted,
       );
       if (identity === undefined) return;
-      data.adopt(identity);
+      for (const database of [data, writes]) database.adopt(identity);
       progress.reset();
       await applier.reload();
       await refreshMap();
@@ -626,6 +627,7 @@ export async function createDatacenter(
   };
   control.onIncarnation(onIncarnation);
   data.onIncarnation(onIncarnation);
+  writes.onIncarnation(onIncarnation);
 
   // Small views that several parts share.
   function worstLag(): { positions: number; ms: number } {
@@ -676,9 +678,9 @@ export async function createDatacenter(
   const housekeeping: Service = {
     name: "housekeeping",
     start: async () => {
-      links.main.subscribe(hintSubject(group), (message) => {
-        const list = unpack(message.data) as number[];
-        for (let i = 0; i + 1 < list.length; i += 2) applier.hint(list[i] as Partition, list[i + 1] ?? 0);
+      hints.subscribe(({ partition, sequence, shard, data }) => {
+        if (data === null || partitionOf(shard as ShardId, partitions) !== partition) applier.hint(partition, sequence);
+        else applier.push(partition, { sequence, shard, data });
       });
       inside.start();
       links.main.subscribe(holdSubject(node), (message) => {
@@ -764,7 +766,7 @@ export async function createDatacenter(
     close: async () => {
       stopped.abort();
       await store.removeNode(node).catch(() => undefined);
-      await Promise.allSettled([data.close(), control.close()]);
+      await Promise.allSettled([writes.close(), data.close(), control.close()]);
       await links.close();
     },
   };

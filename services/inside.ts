@@ -14,25 +14,63 @@ export interface Inside {
   readonly offered?: readonly OfferedTask[];
 }
 
-export const hintSubject = (group: string): string => `hothot.${group}.tail`;
+/** A batch that is larger is read from the log. */
+const pushedBytes = 32_768;
+/** What one word carries at most. */
+const wordBytes = 262_144;
 
-/** Tells all datacenters what the log holds: a hint only, gathered over one turn of the event loop. */
-export class HintSender {
-  readonly #pending = new Map<Partition, number>();
+/** The log holds this message; with its bytes where they are few. */
+export interface Hint {
+  readonly partition: Partition;
+  readonly sequence: number;
+  readonly shard: number;
+  readonly data: Uint8Array | null;
+}
+
+/** Tells all datacenters what the log holds, with the batch itself where it is small: gathered over one turn of the event loop. */
+export class Hints {
+  readonly #subject: string;
+  #pending: Hint[] = [];
+  #bytes = 0;
 
   constructor(
-    private readonly group: string,
-    private readonly link: { publish(subject: string, data: Uint8Array): void },
-  ) {}
+    group: string,
+    generation: number,
+    private readonly link: {
+      publish(subject: string, data: Uint8Array): void;
+      subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+    },
+  ) {
+    this.#subject = `hothot.${group}.g${generation}.tail`;
+  }
 
-  add(partition: Partition, sequence: number): void {
-    if (this.#pending.size === 0)
-      setImmediate(() => {
-        const list = [...this.#pending].flat();
-        this.#pending.clear();
-        this.link.publish(hintSubject(this.group), pack(list));
-      });
-    this.#pending.set(partition, Math.max(sequence, this.#pending.get(partition) ?? 0));
+  add(partition: Partition, sequence: number, shard: number, data: Uint8Array | null = null): void {
+    if (this.#pending.length === 0) setImmediate(() => this.#send());
+    const carried = data !== null && data.length <= pushedBytes ? data : null;
+    this.#pending.push({ partition, sequence, shard, data: carried });
+    this.#bytes += carried?.length ?? 0;
+    if (this.#bytes > wordBytes) this.#send();
+  }
+
+  subscribe(handler: (hint: Hint) => void): void {
+    this.link.subscribe(this.#subject, (message) => {
+      const list = unpack(message.data) as unknown[];
+      for (let i = 0; i + 3 < list.length; i += 4)
+        handler({
+          partition: list[i] as Partition,
+          sequence: list[i + 1] as number,
+          shard: list[i + 2] as number,
+          data: list[i + 3] as Uint8Array | null,
+        });
+    });
+  }
+
+  #send(): void {
+    if (this.#pending.length === 0) return;
+    const list = this.#pending.flatMap(({ partition, sequence, shard, data }) => [partition, sequence, shard, data]);
+    this.#pending = [];
+    this.#bytes = 0;
+    this.link.publish(this.#subject, pack(list));
   }
 }
 

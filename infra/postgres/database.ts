@@ -90,6 +90,8 @@ export interface DatabaseOptions {
   readonly name: string;
   /** Client-side bound of one statement, milliseconds: a stopped server must not hold callers for ever. */
   readonly statementTimeoutMs?: number;
+  /** Statements of a connection are sent without waiting for the answers to those before them. Excludes COPY and cursors. */
+  readonly pipeline?: boolean;
   readonly log: Logger;
 }
 
@@ -126,6 +128,7 @@ export class Database {
       keepAlive: true,
       statement_timeout: limit,
       query_timeout: limit + 500,
+      ...(options.pipeline === true ? { pipeline: true } : {}),
       types,
     };
     this.#pool = this.#newPool();
@@ -323,6 +326,9 @@ export async function readIdentity(client: pg.PoolClient): Promise<Identity> {
   }
   return { systemId: row.systemId, timeline: row.timeline, restoreNumber };
 }
+
+/** The server itself refused the statement, which so had no effect; any other error leaves that open. */
+export const isRefusal = (error: unknown): error is Error => error instanceof pg.DatabaseError;
 
 /** The client gave up waiting: whether the statement was carried out is unknown, and the connection is of no use any more. */
 export function isTimeout(error: unknown): boolean {

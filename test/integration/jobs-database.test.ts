@@ -37,6 +37,7 @@ async function datacenter() {
     connections: 6,
     name: "test",
     statementTimeoutMs: 5_000,
+    pipeline: true,
     log: silentLogger,
   });
   await database.migrate();
