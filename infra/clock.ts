@@ -15,6 +15,8 @@ export interface Timers {
   after(ms: number, action: () => void): Timer;
   /** Resolves after `ms` milliseconds, or at once when `signal` aborts. Never rejects. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
+  /** Runs `action` at the end of the event loop's turn: what arrives together is handled together. */
+  soon(action: () => void): void;
 }
 
 export interface Time extends Clock, Timers {}
@@ -35,6 +37,7 @@ export const systemTime: Time = {
   monotonic: () => performance.now(),
   wall: () => Date.now(),
   after: notBefore,
+  soon: (action) => void setImmediate(action),
   sleep(ms, signal) {
     if (signal?.aborted) return Promise.resolve();
     return new Promise((resolve) => {

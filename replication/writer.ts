@@ -129,7 +129,7 @@ export class Writer implements ShardWriter {
   #schedule(): void {
     if (this.#scheduled || this.#transactions >= maxTransactions) return;
     this.#scheduled = true;
-    setImmediate(() => {
+    this.#time.soon(() => {
       this.#scheduled = false;
       this.#next();
     });

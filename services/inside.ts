@@ -1,4 +1,5 @@
 import { pack, unpack } from "msgpackr";
+import type { Timers } from "../infra/clock.js";
 import type { Epoch, Partition, Position, ShardId } from "../shards/ids.js";
 import type { OfferedTask } from "./jobs/operations.js";
 
@@ -40,12 +41,13 @@ export class Hints {
       publish(subject: string, data: Uint8Array): void;
       subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
     },
+    private readonly time: Timers,
   ) {
     this.#subject = `hothot.${group}.g${generation}.tail`;
   }
 
   add(partition: Partition, sequence: number, shard: number, data: Uint8Array | null = null): void {
-    if (this.#pending.length === 0) setImmediate(() => this.#send());
+    if (this.#pending.length === 0) this.time.soon(() => this.#send());
     const carried = data !== null && data.length <= pushedBytes ? data : null;
     this.#pending.push({ partition, sequence, shard, data: carried });
     this.#bytes += carried?.length ?? 0;
@@ -79,27 +81,30 @@ export class InsideBus {
   #marks: number[] = [];
 
   constructor(
-    private readonly subject: string,
-    private readonly link: {
-      publish(subject: string, data: Uint8Array): void;
-      subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+    private readonly o: {
+      readonly subject: string;
+      readonly link: {
+        publish(subject: string, data: Uint8Array): void;
+        subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+      };
+      readonly time: Timers;
+      readonly wanted: () => boolean;
+      readonly received: (message: Inside) => void;
     },
-    private readonly wanted: () => boolean,
-    private readonly received: (message: Inside) => void,
   ) {}
 
   start(): void {
-    this.link.subscribe(this.subject, (message) => this.received(unpack(message.data) as Inside));
+    this.o.link.subscribe(this.o.subject, (message) => this.o.received(unpack(message.data) as Inside));
   }
 
   send(message: Inside): void {
-    if (this.wanted()) this.link.publish(this.subject, pack(message));
+    if (this.o.wanted()) this.o.link.publish(this.o.subject, pack(message));
   }
 
   mark(shard: ShardId, epoch: Epoch, mark: Position): void {
-    if (!this.wanted()) return;
+    if (!this.o.wanted()) return;
     if (this.#marks.length === 0)
-      setImmediate(() => {
+      this.o.time.soon(() => {
         const marks = this.#marks;
         this.#marks = [];
         this.send({ marks });

@@ -25,6 +25,10 @@ export class ManualTime implements Time {
     return { cancel: () => void this.#timers.delete(id) };
   }
 
+  soon(action: () => void): void {
+    setImmediate(action);
+  }
+
   sleep(ms: number, signal?: AbortSignal): Promise<void> {
     if (signal?.aborted === true) return Promise.resolve();
     return new Promise((resolve) => {

@@ -170,6 +170,11 @@ export class SimTime implements Time {
     };
   }
 
+  soon(action: () => void): void {
+    const { scheduler } = this.#process;
+    scheduler.after(0, this.#process, action);
+  }
+
   sleep(ms: number, signal?: AbortSignal): Promise<void> {
     if (signal?.aborted === true) return Promise.resolve();
     return new Promise((resolve) => {
