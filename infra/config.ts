@@ -63,6 +63,7 @@ const schema = z.strictObject({
   dbDeadMs: whole(200, 60_000).default(2500),
   maxUnpublishedMs: whole(100, 86_400_000).default(20_000),
   maxUnpublishedBytes: whole(1_000_000, 1_000_000_000_000).default(256_000_000),
+  backlogBytesPerSecond: whole(10_000, 10_000_000_000).default(16_000_000),
   logRetentionMs: whole(1_000, 365 * 86_400_000).default(86_400_000),
   logMaxBytes: whole(1_000_000, 1_000_000_000_000).default(8_000_000_000),
   restateMs: whole(100, 86_400_000).default(180_000),

@@ -34,6 +34,8 @@ export interface Outbox {
 export interface PublisherLimits {
   /** The partition has room for records (ownership changes always have). */
   mayAppend(partition: Partition): boolean;
+  /** Milliseconds to wait before these bytes of a backlog go; what was just committed does not ask. */
+  backlogWaitMs(bytes: number): number;
 }
 
 export interface PublisherEvents {
@@ -83,6 +85,8 @@ const lowerTries = 40;
 const lowerPauseMs = 50;
 /** A full partition is looked at again so often. */
 const fullPauseMs = 500;
+/** What was committed so long ago is a backlog. */
+const backlogAgeMs = 2_000;
 
 /**
  * Outbox -> log (section 3, step 4): one append in flight per shard, batches grow while it waits. Wake-up by the
@@ -299,6 +303,8 @@ export class Publisher {
         if (first === undefined || state.epoch !== epoch) return;
         if (first.position !== lastOf(tail.header) + 1)
           throw new Error(`record ${first.position} does not follow the log's tail ${lastOf(tail.header)}`);
+        await this.#slowDown(rows);
+        if (this.#stop.signal.aborted || state.epoch !== epoch) return;
         const header: BatchHeader = {
           kind: "records",
           generation: this.#generation,
@@ -320,6 +326,16 @@ export class Publisher {
         } else tail = result.tail;
       }
     });
+  }
+
+  /** A backlog drains at a limited rate, so that what is written meanwhile is not hurt by it. */
+  async #slowDown(rows: readonly OutboxRow[]): Promise<void> {
+    const [first] = rows;
+    if (this.#limits === undefined || first === undefined || this.#time.wall() - first.committedAt < backlogAgeMs)
+      return;
+    const bytes = rows.reduce((sum, row) => sum + row.record.length, 0);
+    const ms = this.#limits.backlogWaitMs(bytes);
+    if (ms > 0) await this.#time.sleep(ms, this.#stop.signal);
   }
 
   async #next(shard: ShardId, state: ShardState): Promise<readonly OutboxRow[]> {

@@ -18,6 +18,8 @@ import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
 export interface WriteGate {
   /** @throws Problem that says why this node may not write the shard now. @returns the epoch that it may write in. */
   enter(shard: ShardId): Epoch;
+  /** Undefined: the bound of what is not in the log yet leaves room. Else resolves once it does. @throws Problem unpublished_limit by the deadline */
+  room?(shard: ShardId, durability: "local" | "replicated", deadline: number): Promise<void> | undefined;
   /** Whether what was committed in this epoch may be acknowledged. */
   mayAcknowledge(shard: ShardId, epoch: Epoch): boolean;
 }
@@ -95,6 +97,8 @@ export class Writer implements ShardWriter {
     operation: Operation,
     options: { readonly durability: "local" | "replicated"; readonly deadline: number },
   ): Promise<Written> {
+    const room = this.#gate.room?.(operation.shard, options.durability, options.deadline);
+    if (room !== undefined) await room;
     const written = await this.#enqueue(operation, options.deadline, options.durability === "replicated");
     // What was written in an epoch that has ended, and is still here, is in the log.
     const settled = written.replayed && written.epoch < written.openEpoch;

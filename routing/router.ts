@@ -76,6 +76,8 @@ const tryMs = 3_000;
 /** A forward that may not be repeated still gets this long after its shard moved. */
 const graceMs = 300;
 const pauseMs = 25;
+/** With less time left a write that waits for the log is refused. */
+const logWaitMs = 1_000;
 const maxForwards = 2_000;
 
 /** Serves here, forwards to the owner, or holds until there is one (section 3, step 1). */
@@ -135,7 +137,8 @@ export class Router<C, R extends Confirmed> implements Service {
         if (where.kind === "here") return { result: await this.#o.executor.execute(request), route: "local" };
         return { result: await this.#forward(request, where.to, head?.epoch ?? (0 as Epoch)), route: "forwarded" };
       } catch (error) {
-        if (!(error instanceof Problem) || !elsewhere.has(error.code)) throw error;
+        if (!(error instanceof Problem) || !(elsewhere.has(error.code) || this.#waitsForLog(request, error)))
+          throw error;
         held = {
           code: error.code === "not_owner" ? "owner_unreachable" : error.code,
           why: error.message,
@@ -144,6 +147,11 @@ export class Router<C, R extends Confirmed> implements Service {
         await this.#o.changes.next(request.shard, Math.min(this.#left(request), pauseMs));
       }
     }
+  }
+
+  /** A place that waits for the log may have been asked with less time than the request has: nothing happened there. */
+  #waitsForLog(request: Routed<C>, error: Problem): boolean {
+    return error.code === "unpublished_limit" && this.#left(request) > logWaitMs;
   }
 
   #tooLate(held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined): Problem {

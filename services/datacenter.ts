@@ -7,8 +7,10 @@ import { LogStreams } from "../infra/nats/log-streams.js";
 import { Database } from "../infra/postgres/database.js";
 import { systemRandom, type Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
+import { Backlog } from "../replication/backlog.js";
 import { readProgress } from "../replication/carried.js";
 import { PostgresOutbox } from "../replication/outbox.js";
+import { Pace } from "../replication/pace.js";
 import type { EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
 import { Router } from "../routing/router.js";
@@ -130,6 +132,7 @@ export async function createDatacenter(
       if (message.offered !== undefined) dispatcher.offer(message.offered);
     },
   };
+  const pace = new Pace(time, config.backlogBytesPerSecond);
   const callClient = new CallClient(group, site, links.routes, () => calls);
   const engine = await createEngine(
     {
@@ -149,6 +152,8 @@ export async function createDatacenter(
       outbox: new PostgresOutbox(data),
       siteSet: () => siteSets.set,
       mayAppend: (partition) => !retention.full(partition),
+      backlogWaitMs: (bytes) => pace.reserve(bytes),
+      room: (shard, durability, deadline) => backlog.room(shard, durability, deadline),
       epochEnds: async (shard) =>
         (
           await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [
@@ -189,6 +194,18 @@ export async function createDatacenter(
     siteSet: () => siteSets.set,
     time,
     log,
+  });
+  const backlog = new Backlog({
+    site,
+    database: control,
+    map,
+    time,
+    log,
+    maxMs: config.maxUnpublishedMs,
+    maxBytes: config.maxUnpublishedBytes,
+    place: (shard) => engine.progress.place(shard),
+    mark: (shard) => publisher.mark(shard),
+    unpublishedMs: (shard) => publisher.unpublishedMs(shard),
   });
   const calls: Calls = callsOf({
     engine,
@@ -267,6 +284,7 @@ export async function createDatacenter(
   const services: Service[] = [
     siteSets,
     operations,
+    backlog,
     ...engine.services({ coordinator: has("coordinator"), replicator: has("replicator") }),
     ...(has("replicator") ? [retention, outboxTrim, callServer] : []),
     router,
@@ -292,6 +310,7 @@ export async function createDatacenter(
     control,
     data,
     store,
+    backlog,
     peers,
     word,
     coordinator,

@@ -61,6 +61,7 @@ export class Face implements Datacenter {
     const { metrics } = parts;
     metrics.beforeScrape(async () => {
       metrics.ownedShards.set(parts.map.ownedBy(this.name).length);
+      metrics.unpublishedBytes.set(Math.round(parts.backlog.bytes));
       metrics.leaseSecondsLeft.set(parts.leases.msLeft / 1000);
       const { rows } = await parts.control.pool.query<{ unpublished: number; divergent: number }>(
         "SELECT (SELECT coalesce(sum(position - published), 0)::int FROM shard_head WHERE owner = $1) AS unpublished, (SELECT count(*)::int FROM divergent_operations WHERE status = 'open') AS divergent",

@@ -55,6 +55,11 @@ export function createMetrics(options: MetricsOptions = {}) {
       help: "Records committed here that are not in the log yet.",
       registers,
     }),
+    unpublishedBytes: new Gauge({
+      name: "hothot_unpublished_bytes",
+      help: "Bytes of records committed here that are not in the log yet.",
+      registers,
+    }),
     ownedShards: new Gauge({ name: "hothot_owned_shards", help: "Shards that this datacenter owns.", registers }),
     leaseSecondsLeft: new Gauge({
       name: "hothot_lease_seconds_left",

@@ -93,7 +93,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
         inside.mark(shard, header.epoch, lastOf(header));
       },
     },
-    limits: { mayAppend: ground.mayAppend },
+    limits: { mayAppend: ground.mayAppend, backlogWaitMs: ground.backlogWaitMs },
   });
   const restorer = new Restorer({
     group,
@@ -106,7 +106,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     datacenters: () => datacentersOf(ground.siteSet()),
     active: () => replicator.holding,
   });
-  const gate = new OwnerGate({ site, map, leases, restorer, publisher, maxUnpublishedMs: settings.maxUnpublishedMs });
+  const gate = new OwnerGate({ site, map, leases, restorer, room: ground.room });
   const writer = new Writer({
     database: ground.writes,
     site,

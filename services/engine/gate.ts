@@ -1,5 +1,4 @@
 import { Problem } from "../../infra/errors.js";
-import type { Publisher } from "../../replication/publisher.js";
 import type { Restorer } from "../../replication/restore.js";
 import type { WriteGate } from "../../replication/writer.js";
 import { route } from "../../routing/route.js";
@@ -15,27 +14,25 @@ export class OwnerGate implements WriteGate {
       readonly map: ShardMap;
       readonly leases: Pick<LeaseKeeper, "valid">;
       readonly restorer: Pick<Restorer, "shardWaits">;
-      readonly publisher: Pick<Publisher, "unpublishedMs">;
-      readonly maxUnpublishedMs: number;
+      readonly room: NonNullable<WriteGate["room"]>;
     },
   ) {}
 
   enter(shard: ShardId): Epoch {
-    const { site, map, leases, restorer, publisher, maxUnpublishedMs } = this.o;
+    const { site, map, leases, restorer } = this.o;
     const head = map.get(shard);
     const where = route({ self: site, head, leaseValid: leases.valid, ownerState: "dead" });
     if (where.kind === "here" && head !== undefined) {
       if (restorer.shardWaits(shard))
         throw new Problem("no_lease", "rows of the shard are being restored", { owner: site });
-      if (publisher.unpublishedMs(shard) > maxUnpublishedMs)
-        throw new Problem("unpublished_limit", "the log has not taken what this shard has written for too long", {
-          retryAfterSeconds: 1,
-          owner: site,
-        });
       return head.epoch;
     }
     if (where.kind === "wait" && where.owner === site) throw new Problem(where.code, where.why, { owner: site });
     throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
+  }
+
+  room(shard: ShardId, durability: "local" | "replicated", deadline: number): Promise<void> | undefined {
+    return this.o.room(shard, durability, deadline);
   }
 
   mayAcknowledge(shard: ShardId, at: Epoch): boolean {

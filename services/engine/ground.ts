@@ -17,7 +17,7 @@ import type { Inside } from "../inside.js";
 
 export type EngineSettings = Pick<
   Config,
-  "leaseMs" | "marginMs" | "heartbeatMs" | "dbDeadMs" | "coordinatorTermMs" | "restateMs" | "maxUnpublishedMs"
+  "leaseMs" | "marginMs" | "heartbeatMs" | "dbDeadMs" | "coordinatorTermMs" | "restateMs"
 >;
 
 /** How old a node's row may be (rule h): its last lease may end a lease after the last heartbeat that its database allowed. */
@@ -66,6 +66,10 @@ export interface Ground extends WordGround {
   readonly siteSet: () => SiteSet;
   /** The partition's log has room left for records. */
   readonly mayAppend: (partition: Partition) => boolean;
+  /** Milliseconds to wait before these bytes of a backlog go to the log. */
+  readonly backlogWaitMs: (bytes: number) => number;
+  /** Undefined: a write of the shard may add to what is not in the log yet. Else resolves once it may. @throws Problem unpublished_limit */
+  readonly room: (shard: ShardId, durability: "local" | "replicated", deadline: number) => Promise<void> | undefined;
   readonly epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   /** Meets the own database again, however long that takes. @returns false when the process stops instead */
   readonly meetAgain: () => Promise<boolean>;
