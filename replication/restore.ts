@@ -3,39 +3,18 @@ import type { Time } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Messenger } from "../infra/nats/messaging.js";
-import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
-import { lockHeads, type FullHead } from "./heads.js";
-import { fromColumns, shapes, upsert } from "./rows.js";
-import type { ClusterRow, DocumentRow, JobRow, WorkerRow } from "./entities.js";
+import type { CopyAnswer, CopyRequest, RestoreStore } from "./restore-store.js";
 
 /** Asks a datacenter for its copy of some rows. */
 export const copySubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.copy`;
 
-interface CopyRequest {
-  readonly shard: number;
-  readonly clusters: readonly { readonly tenant: string; readonly id: string }[];
-  readonly workers: readonly { readonly tenant: string; readonly id: string }[];
-  /** `<kind>/<id>` each. */
-  readonly documents: readonly string[];
-}
-
-interface CopyAnswer {
-  /** The copy is the state at this place of the shard. */
-  readonly epoch: number;
-  readonly position: number;
-  readonly clusters: readonly ClusterRow[];
-  readonly jobs: readonly JobRow[];
-  readonly workers: readonly WorkerRow[];
-  readonly documents: readonly DocumentRow[];
-}
-
 export interface RestorerOptions {
   readonly group: string;
   readonly site: SiteName;
-  readonly database: Database;
+  readonly store: RestoreStore;
   readonly messenger: Messenger;
   readonly map: ShardMap;
   readonly time: Time;
@@ -59,6 +38,8 @@ export class Restorer implements Service {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   #waiting = new Map<ShardId, Set<string>>();
+  #asked = 0;
+  #taken = 0;
   #unsubscribe: (() => void) | undefined;
   #loop: Promise<void> = Promise.resolve();
 
@@ -72,7 +53,8 @@ export class Restorer implements Service {
     this.#unsubscribe = this.#o.messenger.subscribe(
       copySubject(this.#o.group, this.#o.site),
       (message) => {
-        void this.#answer(unpack(message.data) as CopyRequest)
+        void this.#o.store
+          .copy(unpack(message.data) as CopyRequest)
           .then((answer) => message.respond(pack(answer)))
           .catch((error: unknown) => this.#log.warn("a copy could not be given", { error: asError(error) }));
       },
@@ -103,17 +85,20 @@ export class Restorer implements Service {
     return sum;
   }
 
-  /** Reads what waits again; the applier calls it after it set operations aside, before the shard is seen by others. */
+  /**
+   * Reads what waits again; whoever hears of a newer epoch calls it before the shard is seen by others. An answer that was
+   * asked for before one that has come already says nothing new.
+   */
   async refresh(): Promise<void> {
-    const { rows } = await this.#o.database.pool.query<{ shard: number; tenant: string; cluster_id: string }>(
-      "SELECT shard, tenant, cluster_id FROM restores",
-    );
+    const asked = ++this.#asked;
+    const rows = await this.#o.store.waiting();
+    if (asked < this.#taken) return;
+    this.#taken = asked;
     const waiting = new Map<ShardId, Set<string>>();
     for (const row of rows) {
-      const shard = row.shard as ShardId;
-      const set = waiting.get(shard) ?? new Set();
-      set.add(`${row.tenant}/${row.cluster_id}`);
-      waiting.set(shard, set);
+      const set = waiting.get(row.shard) ?? new Set();
+      set.add(`${row.tenant}/${row.id}`);
+      waiting.set(row.shard, set);
     }
     this.#waiting = waiting;
   }
@@ -128,7 +113,7 @@ export class Restorer implements Service {
               await this.#restore(shard).catch((error: unknown) =>
                 this.#log.warn("restoring rows failed", { shard, error: asError(error) }),
               );
-            await this.#settle();
+            await this.#o.store.settle();
           }
           await this.refresh();
         } else await this.refresh();
@@ -147,23 +132,21 @@ export class Restorer implements Service {
     let failure: unknown;
     for (const source of sources) {
       try {
-        return await this.#restoreFrom(shard, source);
+        if (await this.#restoreFrom(shard, source)) return;
       } catch (error) {
         failure = error;
       }
     }
-    throw asError(failure ?? new Error("there is nobody to restore from"));
+    throw asError(failure ?? new Error("nobody has a copy that counts here"));
   }
 
-  async #restoreFrom(shard: ShardId, owner: SiteName): Promise<void> {
+  /** @returns false when the copy is older than what it is for */
+  async #restoreFrom(shard: ShardId, owner: SiteName): Promise<boolean> {
     for (let limit = atOnce; ;) {
-      const { rows } = await this.#o.database.pool.query<{ tenant: string; cluster_id: string; kind: string }>(
-        "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL LIMIT $2",
-        [shard, limit],
-      );
-      if (rows.length === 0 || this.#stop.signal.aborted) return;
+      const rows = await this.#o.store.wanted(shard, limit);
+      if (rows.length === 0 || this.#stop.signal.aborted) return true;
       const keysOf = (kind: string): { tenant: string; id: string }[] =>
-        rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.cluster_id }));
+        rows.filter((r) => r.kind === kind).map((r) => ({ tenant: r.tenant, id: r.id }));
       const request: CopyRequest = {
         shard,
         clusters: keysOf("cluster"),
@@ -181,28 +164,7 @@ export class Restorer implements Service {
         limit = Math.ceil(limit / 8);
         continue;
       }
-      const counts = await this.#o.database.transaction(async (client) => {
-        const head = (await lockHeads(client, [shard])).get(shard);
-        if (head === undefined || !inLine(head, answer)) return false;
-        await upsert(client, shapes.clusters, answer.clusters);
-        await upsert(client, shapes.jobs, answer.jobs);
-        await upsert(client, shapes.workers, answer.workers);
-        await upsert(client, shapes.documents, answer.documents);
-        await client.query(
-          `UPDATE restores SET cut_epoch = $4, cut_position = $5 FROM unnest($1::text[], $2::text[], $6::text[]) AS k(tenant, id, kind)
-           WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
-          [
-            rows.map((r) => r.tenant),
-            rows.map((r) => r.cluster_id),
-            shard,
-            answer.epoch,
-            answer.position,
-            rows.map((r) => r.kind),
-          ],
-        );
-        return true;
-      });
-      if (!counts) return;
+      if (!(await this.#o.store.take(shard, rows, answer))) return false;
       this.#log.info("rows restored from the owner", {
         shard,
         rows: rows.length,
@@ -212,68 +174,4 @@ export class Restorer implements Service {
       });
     }
   }
-
-  /** Copies whose cut the own mark has reached count: their rows are served again. */
-  async #settle(): Promise<void> {
-    await this.#o.database.pool.query(
-      `DELETE FROM restores r USING shard_head h WHERE h.shard = r.shard AND r.cut_epoch IS NOT NULL
-         AND (h.epoch > r.cut_epoch OR (h.epoch = r.cut_epoch AND h.position >= r.cut_position))`,
-    );
-  }
-
-  async #answer(request: CopyRequest): Promise<CopyAnswer> {
-    return this.#o.database.transaction(async (client) => {
-      await client.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
-      const { rows } = await client.query<{ epoch: number; position: number; state: string }>(
-        "SELECT epoch, position, state FROM shard_head WHERE shard = $1",
-        [request.shard],
-      );
-      const head = rows[0];
-      if (head === undefined) throw new Error("there is no such shard");
-      const waiting = await client.query("SELECT 1 FROM restores WHERE shard = $1 LIMIT 1", [request.shard]);
-      if (waiting.rowCount !== 0) throw new Error("rows of this copy wait to be restored themselves");
-      const load = async <T>(sql: string, keys: readonly { tenant: string; id: string }[]): Promise<T[]> => {
-        if (keys.length === 0) return [];
-        const found = await client.query<Record<string, unknown>>(sql, [
-          keys.map((k) => k.tenant),
-          keys.map((k) => k.id),
-        ]);
-        return found.rows.map((row) => fromColumns<T>(row));
-      };
-      const from = "FROM unnest($1::text[], $2::text[]) AS k(tenant, id) JOIN";
-      return {
-        epoch: head.epoch,
-        position: head.position,
-        clusters: await load<ClusterRow>(
-          `SELECT t.* ${from} clusters t ON t.tenant = k.tenant AND t.id = k.id`,
-          request.clusters,
-        ),
-        jobs: await load<JobRow>(
-          `SELECT t.* ${from} jobs t ON t.tenant = k.tenant AND t.cluster_id = k.id`,
-          request.clusters,
-        ),
-        workers: await load<WorkerRow>(
-          `SELECT t.* ${from} workers t ON t.tenant = k.tenant AND t.id = k.id`,
-          request.workers,
-        ),
-        documents:
-          request.documents.length === 0
-            ? []
-            : (
-                await client.query<Record<string, unknown>>(
-                  "SELECT * FROM documents WHERE kind || '/' || id = ANY($1::text[])",
-                  [request.documents],
-                )
-              ).rows.map((row) => fromColumns<DocumentRow>(row)),
-      };
-    });
-  }
-}
-
-/**
- * Whether a copy may be taken over: cut in the epoch that stands here (or a later one), it is not older than where the undone
- * epoch ended, and holds nothing that an ended epoch never published. An older one is asked for again.
- */
-function inLine(head: FullHead, cut: { readonly epoch: number }): boolean {
-  return cut.epoch >= head.epoch;
 }

@@ -13,6 +13,7 @@ import { PostgresOutbox } from "../replication/outbox.js";
 import { Pace } from "../replication/pace.js";
 import type { EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
+import { PostgresRestoreStore } from "../replication/restore-store.js";
 import { Router } from "../routing/router.js";
 import { epoch as toEpoch, nextEpoch, position as toPosition } from "../shards/ids.js";
 import { meetAgain, meetDatabase } from "../shards/incarnation.js";
@@ -146,7 +147,7 @@ export async function createDatacenter(
       main: links.main,
       transport: streams,
       leaders: logLeaders(streams),
-      data,
+      restores: new PostgresRestoreStore(data),
       writes,
       replica: new PostgresReplicaStore(data, site, log),
       outbox: new PostgresOutbox(data),

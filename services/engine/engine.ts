@@ -98,7 +98,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
   const restorer = new Restorer({
     group,
     site,
-    database: ground.data,
+    store: ground.restores,
     messenger: ground.main,
     map,
     time,

@@ -4,6 +4,7 @@ import type { Logger } from "../../infra/logger.js";
 import type { Messenger } from "../../infra/nats/messaging.js";
 import type { Database } from "../../infra/postgres/database.js";
 import type { Random } from "../../infra/random.js";
+import type { RestoreStore } from "../../replication/restore-store.js";
 import type { Outbox } from "../../replication/publisher.js";
 import type { EpochEnd } from "../../replication/record.js";
 import type { Applied, Incoming, ReplicaStore } from "../../replication/replica-store.js";
@@ -58,7 +59,7 @@ export interface Ground extends WordGround {
   readonly main: Messenger;
   readonly transport: LogTransport;
   readonly leaders: LogLeaders;
-  readonly data: Database;
+  readonly restores: RestoreStore;
   /** User writes have connections of their own. */
   readonly writes: Database;
   readonly replica: ReplicaStore;
