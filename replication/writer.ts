@@ -1,7 +1,6 @@
 import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import { isTimeout, type Client, type Database } from "../infra/postgres/database.js";
 import type { Random } from "../infra/random.js";
 import {
   epoch as toEpoch,
@@ -11,7 +10,8 @@ import {
   type ShardId,
   type SiteName,
 } from "../shards/ids.js";
-import { CommitUnknown, Unit, type LockedHead } from "./unit.js";
+import { CommitUnknown, type OwnerStore, type OwnerTransaction } from "./owner-store.js";
+import { Unit } from "./unit.js";
 import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
 
 /** What the writer asks before a transaction and again before the acknowledgement (rule f). */
@@ -62,7 +62,7 @@ const maxWaiting = 20_000;
  * statements. The statement that numbers the records checks epoch and state, so nothing is written above a fence (invariant 1).
  */
 export class Writer implements ShardWriter {
-  readonly #database: Database;
+  readonly #store: OwnerStore;
   readonly #gate: WriteGate;
   readonly #events: WriterEvents;
   readonly #site: SiteName;
@@ -76,7 +76,7 @@ export class Writer implements ShardWriter {
   #scheduled = false;
 
   constructor(options: {
-    database: Database;
+    store: OwnerStore;
     gate: WriteGate;
     events: WriterEvents;
     site: SiteName;
@@ -84,7 +84,7 @@ export class Writer implements ShardWriter {
     random: Random;
     log: Logger;
   }) {
-    this.#database = options.database;
+    this.#store = options.store;
     this.#gate = options.gate;
     this.#events = options.events;
     this.#site = options.site;
@@ -171,17 +171,14 @@ export class Writer implements ShardWriter {
       return false;
     });
     if (live.length === 0) return;
-    let client: Client | undefined;
-    let broken: Error | undefined;
+    let transaction: OwnerTransaction | undefined;
+    let failure: Error | undefined;
     try {
-      client = await this.#database.connect();
-      const unit = new Unit({ client, site: this.#site, now: this.#time.wall(), random: this.#random });
+      transaction = await this.#store.begin();
+      const unit = new Unit({ transaction, site: this.#site, now: this.#time.wall(), random: this.#random });
       // One round trip: the loads follow the locks on the same connection, each with a snapshot of its own.
       const [heads] = await Promise.all([
-        beginAndLock(
-          client,
-          [...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b),
-        ),
+        transaction.lock([...new Set(live.map((p) => p.operation.shard))].sort((a, b) => a - b)),
         unit.load(live.map((p) => p.operation)),
       ]);
       unit.hold(heads);
@@ -198,17 +195,13 @@ export class Writer implements ShardWriter {
       const outcomes = allowed.map((pending) => ({ pending, result: unit.decide(pending.operation) }));
       this.#committed(unit, await unit.commit(), outcomes);
     } catch (error) {
-      const committing = error instanceof CommitUnknown;
-      if (committing || isTimeout(error)) broken = asError(error);
-      else if (client !== undefined)
-        await client.query("ROLLBACK").catch((failure: unknown) => {
-          broken = asError(failure);
-        });
-      this.#failed(live, asError(error), committing);
+      failure = asError(error);
+      const committing = failure instanceof CommitUnknown;
+      this.#failed(live, failure, committing);
       // It may be committed: whoever publishes looks into the outbox.
       if (committing) this.#events.uncertain([...new Set(live.map((pending) => pending.operation.shard))]);
     } finally {
-      client?.release(broken);
+      await transaction?.end(failure);
     }
   }
 
@@ -239,39 +232,6 @@ export class Writer implements ShardWriter {
             : new Problem("no_lease", "the datacenter's database can't be used now", { cause: error }),
       );
   }
-}
-
-/** Begins the transaction and locks the shards' heads in order; the locks serialise the writes of a shard over all nodes of the datacenter. */
-async function beginAndLock(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
-  const [, { rows }] = await Promise.all([
-    client.query("BEGIN"),
-    client.query<HeadRow>({
-      name: "lock_heads",
-      text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
-      values: [shards],
-    }),
-  ]);
-  return new Map(
-    rows.map((row) => [
-      row.shard as ShardId,
-      {
-        owner: row.owner,
-        epoch: toEpoch(row.epoch),
-        state: row.state,
-        position: toPosition(row.position),
-        tenure: toEpoch(row.tenure),
-      },
-    ]),
-  );
-}
-
-interface HeadRow {
-  readonly shard: number;
-  readonly owner: string | null;
-  readonly epoch: number;
-  readonly state: string;
-  readonly position: number;
-  readonly tenure: number;
 }
 
 export type { Outcome };

@@ -13,6 +13,7 @@ import { PostgresOutbox } from "../replication/outbox.js";
 import { Pace } from "../replication/pace.js";
 import type { EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
+import { PostgresOwnerStore } from "../replication/owner-store.js";
 import { PostgresRestoreStore } from "../replication/restore-store.js";
 import { Router } from "../routing/router.js";
 import { epoch as toEpoch, nextEpoch, position as toPosition } from "../shards/ids.js";
@@ -148,7 +149,7 @@ export async function createDatacenter(
       transport: streams,
       leaders: logLeaders(streams),
       restores: new PostgresRestoreStore(data),
-      writes,
+      owner: new PostgresOwnerStore(writes),
       replica: new PostgresReplicaStore(data, site, log),
       outbox: new PostgresOutbox(data),
       siteSet: () => siteSets.set,

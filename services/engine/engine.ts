@@ -108,7 +108,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
   });
   const gate = new OwnerGate({ site, map, leases, restorer, room: ground.room });
   const writer = new Writer({
-    database: ground.writes,
+    store: ground.owner,
     site,
     time,
     random,

@@ -2,9 +2,9 @@ import type { Config } from "../../infra/config.js";
 import type { Time } from "../../infra/clock.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Messenger } from "../../infra/nats/messaging.js";
-import type { Database } from "../../infra/postgres/database.js";
 import type { Random } from "../../infra/random.js";
 import type { RestoreStore } from "../../replication/restore-store.js";
+import type { OwnerStore } from "../../replication/owner-store.js";
 import type { Outbox } from "../../replication/publisher.js";
 import type { EpochEnd } from "../../replication/record.js";
 import type { Applied, Incoming, ReplicaStore } from "../../replication/replica-store.js";
@@ -60,8 +60,7 @@ export interface Ground extends WordGround {
   readonly transport: LogTransport;
   readonly leaders: LogLeaders;
   readonly restores: RestoreStore;
-  /** User writes have connections of their own. */
-  readonly writes: Database;
+  readonly owner: OwnerStore;
   readonly replica: ReplicaStore;
   readonly outbox: Outbox;
   readonly siteSet: () => SiteSet;

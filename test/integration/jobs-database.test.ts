@@ -4,6 +4,7 @@ import { systemTime } from "../../infra/clock.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { systemRandom } from "../../infra/random.js";
+import { PostgresOwnerStore } from "../../replication/owner-store.js";
 import { Writer } from "../../replication/writer.js";
 import { epoch, shardOf, type ShardId } from "../../shards/ids.js";
 import { simulatedHandler } from "../../services/jobs/builtin-worker.js";
@@ -48,7 +49,7 @@ async function datacenter() {
     );
   let current = epoch(1);
   const writer = new Writer({
-    database,
+    store: new PostgresOwnerStore(database),
     gate: { enter: () => current, mayAcknowledge: () => true },
     events: { uncertain: () => undefined, committed: () => {}, published: async () => {} },
     site: "east",
