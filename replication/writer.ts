@@ -2,14 +2,7 @@ import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
-import {
-  epoch as toEpoch,
-  position as toPosition,
-  type Epoch,
-  type Position,
-  type ShardId,
-  type SiteName,
-} from "../shards/ids.js";
+import { type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import { CommitUnknown, type OwnerStore, type OwnerTransaction } from "./owner-store.js";
 import { Unit } from "./unit.js";
 import type { Operation, Outcome, ShardWriter, Written } from "./work.js";
