@@ -75,6 +75,8 @@ const schema = z.strictObject({
   simulatedTaskMs: whole(0, 3_600_000).default(40),
   simulatedFailurePercent: whole(0, 100).default(0),
   automaticFailback: flag.default(true),
+  /** Datacenters that take over first, in this order; the same in every datacenter. Empty: spread over all. */
+  successors: list.default([]),
   failbackAfterMs: whole(100, 86_400_000).default(20_000),
   drainMs: whole(0, 600_000).default(5_000),
 });

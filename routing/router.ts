@@ -76,6 +76,8 @@ const tryMs = 3_000;
 /** A forward that may not be repeated still gets this long after its shard moved. */
 const graceMs = 300;
 const pauseMs = 25;
+/** The epoch is not known here. */
+const newest = Number.MAX_SAFE_INTEGER as Epoch;
 /** With less time left a write that waits for the log is refused. */
 const logWaitMs = 1_000;
 const maxForwards = 2_000;
@@ -118,6 +120,8 @@ export class Router<C, R extends Confirmed> implements Service {
   /** @returns the answer and how it was reached. @throws Problem */
   async execute(request: Routed<C>): Promise<{ readonly result: R; readonly route: "local" | "forwarded" }> {
     let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
+    /** Whom a place that was asked by this map named instead: its map is newer. Followed once, then the own map counts again. */
+    let named: SiteName | undefined;
     for (;;) {
       const head = this.#o.map.get(request.shard);
       const where = route({
@@ -135,10 +139,20 @@ export class Router<C, R extends Confirmed> implements Service {
       }
       try {
         if (where.kind === "here") return { result: await this.#o.executor.execute(request), route: "local" };
-        return { result: await this.#forward(request, where.to, head?.epoch ?? (0 as Epoch)), route: "forwarded" };
+        const to = named ?? where.to;
+        const since = named === undefined ? (head?.epoch ?? (0 as Epoch)) : newest;
+        named = undefined;
+        return { result: await this.#forward(request, to, since), route: "forwarded" };
       } catch (error) {
         if (!(error instanceof Problem) || !(elsewhere.has(error.code) || this.#waitsForLog(request, error)))
           throw error;
+        if (
+          error.code === "not_owner" &&
+          where.kind === "forward" &&
+          error.owner !== where.to &&
+          error.owner !== this.#o.site
+        )
+          named = error.owner;
         held = {
           code: error.code === "not_owner" ? "owner_unreachable" : error.code,
           why: error.message,

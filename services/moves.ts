@@ -202,6 +202,7 @@ export class Moves {
             successionOrder(
               head.partition,
               alive.filter((dc) => dc !== from),
+              this.#p.config.successors,
             )[0];
           return target === undefined || target === from ? [] : [{ shard, from, to: target }];
         });

@@ -179,6 +179,17 @@ export class PostgresShardStore implements ShardStore, VoteStore {
     return rows.map(headOf)[0];
   }
 
+  async renounce(shard: ShardId, at: Epoch): Promise<Head | undefined> {
+    const { rows } = await this.database.pool.query<Row>({
+      name: "renounce",
+      text: `UPDATE shard_head SET fenced_through = greatest(fenced_through, $2),
+          state = CASE WHEN state = ANY($3::text[]) AND epoch <= $2 THEN 'suspended' ELSE state END, revision = revision + 1
+        WHERE shard = $1 RETURNING ${columns}`,
+      values: [shard, at, suspendedFrom("fence")],
+    });
+    return rows.map(headOf)[0];
+  }
+
   async load(): Promise<Map<SiteName, Vote>> {
     const { rows } = await this.database.pool.query<{ target: string; number: number; epochs: Record<string, number> }>(
       "SELECT target, number, epochs FROM site_votes",

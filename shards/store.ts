@@ -61,4 +61,6 @@ export interface ShardStore {
   endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
   /** A move that nobody drives any more: from now on it can't be called off, an own append settles the shard (rule g). */
   suspendMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
+  /** Fences the shard through this epoch without a vote: it is not served here at or below it again, also if it is heard of later. */
+  renounce(shard: ShardId, epoch: Epoch): Promise<Head | undefined>;
 }

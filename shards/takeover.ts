@@ -26,6 +26,8 @@ export interface TakeoverOptions {
   readonly siteSet: () => SiteSet;
   /** This node has a lease. */
   readonly leaseValid: () => boolean;
+  /** Datacenters that take over first, in this order. */
+  readonly preferences: readonly SiteName[];
   /** All shards of the partition could be opened here: mark close to the log's end, nothing to restore. */
   readonly canOpen: (partition: Partition) => boolean;
   readonly onTakeover: (info: { readonly target: SiteName; readonly shards: number; readonly ms: number }) => void;
@@ -143,7 +145,7 @@ export class TakeoverWatch implements Service {
     const able = survivors.filter((dc) =>
       dc === site ? this.#o.canOpen(partition) : this.#o.peers.canOpen(dc, partition),
     );
-    const order = successionOrder(partition, able);
+    const order = successionOrder(partition, able, this.#o.preferences);
     const rank = order.indexOf(site);
     if (rank < 0) return 0;
     const mine = times.voted + rank * nextInOrderMs;

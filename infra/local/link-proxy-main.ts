@@ -8,9 +8,12 @@ const plan = JSON.parse(readFileSync(process.argv[2] ?? "", "utf8")) as LinkPlan
 const links = plan.links.map((link) => ({
   ...link,
   isCut: false,
-  proxies: link.ports.map(({ listen, target }) => new LinkProxy({ listen, target, delayMs: plan.rttMs / 2 })),
+  proxies: link.ports.map(({ listen, target, dialer }) => ({
+    dialer,
+    proxy: new LinkProxy({ listen, target, delayMs: plan.rttMs / 2 }),
+  })),
 }));
-for (const link of links) for (const proxy of link.proxies) await proxy.start();
+for (const link of links) for (const { proxy } of link.proxies) await proxy.start();
 
 const control = createServer((request, response) => {
   const { pathname, searchParams } = new URL(request.url ?? "/", "http://localhost");
@@ -25,9 +28,12 @@ const control = createServer((request, response) => {
         b === null ? link.a === a || link.b === a : (link.a === a && link.b === b) || (link.a === b && link.b === a);
       if (!meant) continue;
       link.isCut = pathname === "/cut";
-      for (const proxy of link.proxies)
-        if (link.isCut) proxy.cut();
-        else proxy.heal();
+      // Of a link that is cut one way only what `a` of the request sends is held.
+      const oneWay = searchParams.get("oneWay") === "true";
+      for (const { dialer, proxy } of link.proxies)
+        if (!link.isCut) proxy.heal();
+        else if (oneWay) proxy.cut({ there: link[dialer] === a, back: link[dialer] !== a });
+        else proxy.cut();
     }
   }
   response.writeHead(200, { "content-type": "application/json" });

@@ -6,6 +6,14 @@ const window = 8 * 1024 * 1024;
 /** Connections that may wait for the end of a cut; the oldest is dropped for one more. */
 const maxConnections = 1000;
 
+/** Directions of a link that are held: from who connects to who listens, and back. */
+export interface Cut {
+  readonly there: boolean;
+  readonly back: boolean;
+}
+
+const heldNowhere: Cut = { there: false, back: false };
+
 export interface LinkProxyOptions {
   readonly listen: number;
   readonly target: number;
@@ -21,7 +29,7 @@ export class LinkProxy {
   readonly #options: LinkProxyOptions;
   readonly #server: Server;
   readonly #connections = new Set<Connection>();
-  #cut = false;
+  #cut: Cut = heldNowhere;
 
   constructor(options: LinkProxyOptions) {
     this.#options = options;
@@ -43,14 +51,14 @@ export class LinkProxy {
     for (const connection of this.#connections) connection.destroy();
   }
 
-  cut(): void {
-    this.#cut = true;
-    for (const connection of this.#connections) connection.hold();
+  /** What is held from now on; the rest goes on, or goes on again. */
+  cut(cut: Cut = { there: true, back: true }): void {
+    this.#cut = cut;
+    for (const connection of this.#connections) connection.judge(cut);
   }
 
   heal(): void {
-    this.#cut = false;
-    for (const connection of this.#connections) connection.release();
+    this.cut(heldNowhere);
   }
 
   #accept(socket: Socket): void {
@@ -58,7 +66,7 @@ export class LinkProxy {
     this.#connections.add(connection);
     const [oldest] = this.#connections;
     if (this.#connections.size > maxConnections) oldest?.destroy();
-    if (!this.#cut) connection.release();
+    connection.judge(this.#cut);
   }
 }
 
@@ -76,13 +84,11 @@ class Connection {
     near.on("error", () => this.#fail(0)).once("close", () => this.#closed());
   }
 
-  hold(): void {
-    for (const lane of this.#lanes) lane.hold();
-  }
-
-  release(): void {
+  /** A connection is made only when nothing of it is held; one that exists is held lane by lane. */
+  judge(cut: Cut): void {
     if (this.#near.destroyed) return;
     if (this.#far === undefined) {
+      if (cut.there || cut.back) return;
       const far = connect({ port: this.#options.target, host: "127.0.0.1", allowHalfOpen: true, noDelay: true });
       far.on("error", () => this.#fail(1)).once("close", () => this.#closed());
       this.#far = far;
@@ -91,7 +97,11 @@ class Connection {
         new Lane(far, this.#near, this.#options.delayMs),
       ];
     }
-    for (const lane of this.#lanes) lane.release();
+    const [there, back] = this.#lanes;
+    if (cut.there) there?.hold();
+    else there?.release();
+    if (cut.back) back?.hold();
+    else back?.release();
   }
 
   destroy(): void {

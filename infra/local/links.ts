@@ -14,7 +14,12 @@ export interface LinkPlan {
   readonly links: readonly {
     readonly a: string;
     readonly b: string;
-    readonly ports: readonly { readonly listen: number; readonly target: number }[];
+    readonly ports: readonly {
+      readonly listen: number;
+      readonly target: number;
+      /** Which end connects. */
+      readonly dialer: "a" | "b";
+    }[];
   }[];
 }
 
@@ -97,9 +102,9 @@ export class Links {
     if (process_ !== undefined) await endProcess(process_, "SIGKILL", 5000);
   }
 
-  /** Cuts the link between two sites, or all links of `a`; gives the state of all links. */
-  cut(a: string, b?: string): Promise<LinkState[]> {
-    return this.#change("cut", a, b);
+  /** Cuts the link between two sites, or all links of `a`; one way: only what `a` sends is lost. Gives the state of all links. */
+  cut(a: string, b?: string, oneWay = false): Promise<LinkState[]> {
+    return this.#change("cut", a, b, oneWay);
   }
 
   heal(a: string, b?: string): Promise<LinkState[]> {
@@ -110,12 +115,12 @@ export class Links {
     return this.#ask("GET", "/");
   }
 
-  async #change(verb: "cut" | "heal", a: string, b?: string): Promise<LinkState[]> {
+  async #change(verb: "cut" | "heal", a: string, b?: string, oneWay = false): Promise<LinkState[]> {
     this.#place(a);
     if (b !== undefined) this.#place(b);
     if (this.process() === undefined)
       throw new FatalError("links_failed", "The links' process is dead.", "Start it with `hothot up`.");
-    const query = new URLSearchParams(b === undefined ? { a } : { a, b });
+    const query = new URLSearchParams({ a, ...(b === undefined ? {} : { b }), ...(oneWay ? { oneWay: "true" } : {}) });
     return this.#ask("POST", `/${verb}?${query.toString()}`);
   }
 
@@ -144,9 +149,9 @@ export class Links {
           a: siteA.name,
           b: siteB.name,
           ports: [
-            { listen: link.route, target: ports.natsCluster(siteA.slot) },
-            { listen: link.aToB, target: ports.natsClient(siteB.slot) },
-            { listen: link.bToA, target: ports.natsClient(siteA.slot) },
+            { listen: link.route, target: ports.natsCluster(siteA.slot), dialer: "b" as const },
+            { listen: link.aToB, target: ports.natsClient(siteB.slot), dialer: "a" as const },
+            { listen: link.bToA, target: ports.natsClient(siteA.slot), dialer: "b" as const },
           ],
         };
       }),

@@ -190,8 +190,8 @@ export class LocalStack {
   }
 
   /** Cuts all links of `a`, or the one between `a` and `b`. @throws FatalError no_links */
-  cut(a: string, b?: string): Promise<LinkState[]> {
-    return this.#requireLinks().cut(a, b);
+  cut(a: string, b?: string, oneWay = false): Promise<LinkState[]> {
+    return this.#requireLinks().cut(a, b, oneWay);
   }
 
   heal(a: string, b?: string): Promise<LinkState[]> {

@@ -32,13 +32,15 @@ export function addSimulate(program: Command): void {
     const command = simulate
       .command(`${action} [site]`)
       .description(`${action} all links of a site, or one link (a stack started with --rtt)`);
-    common(command.option("--link <a:b>", "the link between two sites"), true).action(
-      verb<{ link?: string }>(async (session, { link }, [site]) => {
+    command.option("--link <a:b>", "the link between two sites");
+    if (action === "cut") command.option("--one-way", "lose only what the first site sends");
+    common(command, true).action(
+      verb<{ link?: string; oneWay?: boolean }>(async (session, { link, oneWay }, [site]) => {
         const [a, b] = ends(site, link);
         const stack = session.requireStack();
         const what = b === undefined ? `all links of ${a}` : `the link ${a}:${b}`;
         if (stack.links === undefined) await stack.cut(a, b);
-        const links = session.dryRun ? [] : await stack[action](a, b);
+        const links = session.dryRun ? [] : await (action === "cut" ? stack.cut(a, b, oneWay) : stack.heal(a, b));
         session.show(
           { action, links },
           `${session.dryRun ? "would " : ""}${action} ${what}${session.dryRun ? "" : ": done"}`,

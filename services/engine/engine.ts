@@ -1,6 +1,7 @@
 import { pack } from "msgpackr";
 import type { Service } from "../../infra/service.js";
 import { Applier } from "../../replication/applier.js";
+import { GiveAway } from "../../replication/give-away.js";
 import { LogOwnership } from "../../replication/ownership.js";
 import { Progress } from "../../replication/progress.js";
 import { Publisher } from "../../replication/publisher.js";
@@ -16,6 +17,7 @@ import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
 import { ShardMap } from "../../shards/map.js";
 import { datacentersOf } from "../../shards/site-set.js";
+import { successionOrder } from "../../shards/successor.js";
 import { Switchover } from "../../shards/switchover.js";
 import { TakeoverWatch } from "../../shards/takeover.js";
 import { Hints, InsideBus, type Inside } from "../inside.js";
@@ -203,7 +205,27 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     siteSet: ground.siteSet,
     leaseValid: () => leases.valid,
     canOpen: (partition) => !readiness.blockedPartitions().includes(partition),
+    preferences: settings.successors,
     onTakeover: ({ shards: count, ms }) => events.tookOver(count, ms),
+  });
+  const giveAway = new GiveAway({
+    site,
+    shards: ground.shards,
+    time,
+    log,
+    map,
+    store,
+    shardLog,
+    ownership,
+    active: () => replicator.holding && leases.valid,
+    moving: (shard) => switchover.isMoving(shard),
+    waits: (shard) => restorer.shardWaits(shard),
+    successors: (partition) =>
+      successionOrder(
+        partition,
+        datacentersOf(ground.siteSet()).filter((dc) => dc !== site && peers.canOpen(dc, partition)),
+        settings.successors,
+      ),
   });
   const leaderKeeper = new LeaderKeeper({
     site,
@@ -291,7 +313,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
       housekeeping,
       leases,
       ...(roles.coordinator ? [coordinator] : []),
-      ...(roles.replicator ? [replicator, restorer, resume] : []),
+      ...(roles.replicator ? [replicator, restorer, resume, giveAway] : []),
       ...(roles.coordinator ? [takeovers, leaderKeeper] : []),
     ],
     /** For a process that ends before its services have started. */

@@ -18,7 +18,7 @@ import type { Inside } from "../inside.js";
 
 export type EngineSettings = Pick<
   Config,
-  "leaseMs" | "marginMs" | "heartbeatMs" | "dbDeadMs" | "coordinatorTermMs" | "restateMs"
+  "leaseMs" | "marginMs" | "heartbeatMs" | "dbDeadMs" | "coordinatorTermMs" | "restateMs" | "successors"
 >;
 
 /** How old a node's row may be (rule h): its last lease may end a lease after the last heartbeat that its database allowed. */

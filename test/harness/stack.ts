@@ -87,15 +87,15 @@ export class TestStack {
     };
   }
 
-  /** A fault, by the code that `hothot simulate` runs; `cut` and `heal` also take a link `a:b`. */
-  async simulate(action: SimulatedFault, target: string): Promise<void> {
+  /** A fault, by the code that `hothot simulate` runs; `cut` and `heal` also take a link `a:b`; one way only what `a` sends is lost. */
+  async simulate(action: SimulatedFault, target: string, oneWay = false): Promise<void> {
     const [site = "", other] = target.split(":");
     if (action === "crash") await this.stack.crash(site);
     else if (action === "pause") this.stack.pause(site);
     else if (action === "resume") this.stack.resume(site);
     else if (action === "restart") await this.stack.restart(site);
     else if (action === "heal") await this.stack.heal(site, other);
-    else await this.stack.cut(site, other);
+    else await this.stack.cut(site, other, oneWay);
   }
 
   pids(site: string): SitePids {

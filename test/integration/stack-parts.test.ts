@@ -15,6 +15,7 @@ import { freshDatabase, startNats, startPostgres } from "../harness/servers.js";
 
 describe("a link's proxy", () => {
   let echo: Server;
+  let echoed: Socket;
   let ports: PortRange;
   let proxy: LinkProxy;
   const roundTrip = async (socket: Socket, text: string, ms: number): Promise<number | undefined> => {
@@ -28,7 +29,10 @@ describe("a link's proxy", () => {
   };
 
   before(async () => {
-    echo = createServer((socket) => socket.on("error", () => undefined).pipe(socket)).listen(0, "127.0.0.1");
+    echo = createServer((socket) => {
+      echoed = socket;
+      socket.on("error", () => undefined).pipe(socket);
+    }).listen(0, "127.0.0.1");
     await once(echo, "listening");
     ports = await claimPorts();
     proxy = new LinkProxy({ listen: ports.base + 1, target: (echo.address() as AddressInfo).port, delayMs: 25 });
@@ -64,6 +68,22 @@ describe("a link's proxy", () => {
     assert.notEqual(await until(() => heard.includes("during") && heard.includes("new"), 5000), undefined, heard);
     socket.destroy();
     late.destroy();
+  });
+
+  it("can be silent in one direction only", async () => {
+    const socket = connect(ports.base + 1, "127.0.0.1");
+    await roundTrip(socket, "before", 5000);
+    proxy.cut({ there: false, back: true });
+    let heard = "";
+    socket.on("data", (chunk: Buffer) => void (heard += chunk.toString()));
+    const arrived = once(echoed, "data");
+    socket.write("asked");
+    assert.equal(String((await arrived)[0]), "asked");
+    await pause(50);
+    assert.equal(heard, "", "the answer is held");
+    proxy.heal();
+    assert.notEqual(await until(() => heard.includes("asked"), 5000), undefined, heard);
+    socket.destroy();
   });
 
   it("carries much in order, and the end of a connection", async () => {

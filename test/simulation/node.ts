@@ -317,6 +317,7 @@ export async function startNode(o: NodeParts) {
     siteSet: () => siteSet,
     leaseValid: () => leases.valid,
     canOpen: (partition) => !blockedPartitions().includes(partition),
+    preferences: [],
     onTakeover: () => undefined,
   });
   const leaderKeeper = new LeaderKeeper({

@@ -138,6 +138,7 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
       return begun === null || !off.has("h-hold-all") ? begun : { ...begun, nodes: [] };
     },
     suspendMove: (shard, epoch) => store.suspendMove(shard, epoch),
+    renounce: (shard, epoch) => store.renounce(shard, epoch),
     endMove: async (shard, epoch) => {
       if (!off.has("g-moving")) return store.endMove(shard, epoch);
       const head = (await heads()).find((h) => h.shard === shard);

@@ -118,6 +118,21 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     });
   }
 
+  renounce(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
+    return this.database.run(this.process, "renounce", (tables) => {
+      const head = tables.heads.get(shard);
+      if (head === undefined) return;
+      const fenced: FullHead = {
+        ...head,
+        fencedThrough: Math.max(head.fencedThrough, epoch) as Epoch,
+        state: head.epoch <= epoch ? (transition(head.state, "fence")?.next ?? head.state) : head.state,
+        revision: head.revision + 1,
+      };
+      tables.heads.set(shard, fenced);
+      return fenced;
+    });
+  }
+
   /** Not in the product: what another process moves is suspended, so that it can't be called off any more. */
   claim(driven: (shard: ShardId) => boolean): Promise<Head[]> {
     return this.#heads("claim", (tables) => {
