@@ -54,7 +54,21 @@ const schema = z.strictObject({
   cooprPort: whole(0, 65535).optional(),
   roles: list.pipe(z.array(z.enum(allRoles, `must be of ${allRoles.join(", ")}`))).default([...allRoles]),
   logLevel: z.enum(["error", "warn", "info", "debug"]).default("info"),
-  noTokens: flag.default(false),
+  noTokens: flag.optional(),
+  adminToken: z
+    .string()
+    .regex(/^[\x21-\x7e]{20,512}$/, "must be 20 to 512 visible ASCII characters")
+    .optional(),
+  adminTokenFile: z.string().optional(),
+  jwksUrl: z
+    .string()
+    .regex(/^https?:\/\/\S+$/, "must be like https://issuer.example/jwks.json")
+    .optional(),
+  jwtIssuer: z.string().optional(),
+  jwtAudience: z.string().optional(),
+  jwtTenantClaim: z.string().default("tenant"),
+  jwtScopeClaim: z.string().default("scope"),
+  tokenRequestsPerSecond: whole(0, 1_000_000).default(0),
   catalog: z.string().optional(),
   leaseMs: whole(300, 60_000).default(1500),
   marginMs: whole(10, 10_000).default(100),
@@ -78,6 +92,7 @@ const schema = z.strictObject({
   /** Datacenters that take over first, in this order; the same in every datacenter. Empty: spread over all. */
   successors: list.default([]),
   failbackAfterMs: whole(100, 86_400_000).default(20_000),
+  maxEventLoopLagMs: whole(1, 60_000).default(250),
   drainMs: whole(0, 600_000).default(5_000),
 });
 
@@ -126,6 +141,11 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
         `${variableOf(String(issue.path[0]))}: ${given[String(issue.path[0])] === undefined ? "is missing" : issue.message}`,
       );
   }
+  if (given["adminTokenFile"] !== undefined) {
+    if (given["adminToken"] !== undefined)
+      faults.push("HOTHOT_ADMIN_TOKEN, HOTHOT_ADMIN_TOKEN_FILE: only one of them may be set");
+    else given["adminToken"] = readSecret(given["adminTokenFile"] as string, faults);
+  }
   const dc = given["dc"];
   const witness = given["witness"];
   if ((dc === undefined) === (witness === undefined))
@@ -135,15 +155,17 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   if (witness !== undefined && given["dataDir"] === undefined)
     faults.push("HOTHOT_DATA_DIR: is missing; a witness keeps its votes there");
   if (parsed.success) {
-    const { leaseMs, marginMs, heartbeatMs, host, noTokens } = parsed.data;
+    const { leaseMs, marginMs, heartbeatMs, host, noTokens, jwksUrl } = parsed.data;
     if (marginMs + 2 * heartbeatMs >= leaseMs)
       faults.push("HOTHOT_LEASE_MS: must be more than HOTHOT_MARGIN_MS and two HOTHOT_HEARTBEAT_MS together");
     if (marginMs < leaseMs * 0.02)
       faults.push("HOTHOT_MARGIN_MS: must be at least 2 % of HOTHOT_LEASE_MS, for clocks of different rates");
-    if (!isLoopback(host) && !noTokens)
+    if (!isLoopback(host) && noTokens === undefined && given["adminToken"] === undefined && jwksUrl === undefined)
       faults.push(
-        "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_NO_TOKENS=true if something else guards it",
+        "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_ADMIN_TOKEN (or HOTHOT_ADMIN_TOKEN_FILE) or HOTHOT_JWKS_URL, HOTHOT_NO_TOKENS=false if there are tokens already, or HOTHOT_NO_TOKENS=true if something else guards it",
       );
+    if (jwksUrl === undefined && (parsed.data.jwtIssuer ?? parsed.data.jwtAudience) !== undefined)
+      faults.push("HOTHOT_JWKS_URL: is missing; HOTHOT_JWT_ISSUER and HOTHOT_JWT_AUDIENCE mean nothing without it");
   }
   if (!parsed.success || faults.length > 0) {
     throw new FatalError(
@@ -158,6 +180,19 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
 
 export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+}
+
+function readSecret(file: string, faults: string[]): string | undefined {
+  try {
+    const text = readFileSync(file, "utf8").trim();
+    if (text === "") faults.push(`HOTHOT_ADMIN_TOKEN_FILE: ${file} is empty`);
+    return text === "" ? undefined : text;
+  } catch (error) {
+    faults.push(
+      `HOTHOT_ADMIN_TOKEN_FILE: ${file} can't be read (${(error as NodeJS.ErrnoException).code ?? "unknown error"})`,
+    );
+    return undefined;
+  }
 }
 
 function readFile(file: string, faults: string[]): Record<string, unknown> {

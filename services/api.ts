@@ -158,6 +158,8 @@ export interface VerifyLine {
 
 export interface DcEvent {
   readonly type: "ownership" | "health" | "job";
+  /** Whose it is; left out: everybody's. */
+  readonly tenant?: string;
   readonly data: JsonObject;
 }
 

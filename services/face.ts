@@ -1,8 +1,10 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
+import type { EventLoop } from "../infra/event-loop.js";
 import type { JsonObject } from "../replication/entities.js";
 import { shardOf, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
+import type { ClusterQuotas } from "./access/quotas.js";
 import type {
   ClusterQuery,
   Command,
@@ -32,11 +34,15 @@ export class Face implements Datacenter {
   readonly node: string;
   readonly #p: DatacenterParts;
   readonly #verifier: Verifier;
+  readonly #quotas: ClusterQuotas;
+  readonly #loop: EventLoop;
   readonly #keys: SeenKeys;
   readonly #listeners = new Set<(event: DcEvent) => void>();
 
-  constructor(parts: DatacenterParts, verifier: Verifier) {
+  constructor(parts: DatacenterParts, verifier: Verifier, quotas: ClusterQuotas, loop: EventLoop) {
     this.#p = parts;
+    this.#quotas = quotas;
+    this.#loop = loop;
     this.#verifier = verifier;
     this.name = parts.site;
     this.node = parts.node;
@@ -57,11 +63,15 @@ export class Face implements Datacenter {
     parts.leases.onChange((valid) =>
       this.#emit({ type: "health", data: { dc: this.name, node: this.node, state: parts.state(), lease: valid } }),
     );
-    parts.jobEvents.on({ jobChanged: (job) => this.#emit({ type: "job", data: job }) });
+    parts.jobEvents.on({ jobChanged: (job, tenant) => this.#emit({ type: "job", tenant, data: job }) });
     const { metrics } = parts;
     metrics.beforeScrape(async () => {
       metrics.ownedShards.set(parts.map.ownedBy(this.name).length);
       metrics.unpublishedBytes.set(Math.round(parts.backlog.bytes));
+      const { medianMs, p99Ms, maxMs } = loop.lag;
+      metrics.eventLoopLag.set({ quantile: "0.5" }, medianMs / 1000);
+      metrics.eventLoopLag.set({ quantile: "0.99" }, p99Ms / 1000);
+      metrics.eventLoopLag.set({ quantile: "1" }, maxMs / 1000);
       metrics.leaseSecondsLeft.set(parts.leases.msLeft / 1000);
       const { rows } = await parts.control.pool.query<{ unpublished: number; divergent: number }>(
         "SELECT (SELECT coalesce(sum(position - published), 0)::int FROM shard_head WHERE owner = $1) AS unpublished, (SELECT count(*)::int FROM divergent_operations WHERE status = 'open') AS divergent",
@@ -80,11 +90,14 @@ export class Face implements Datacenter {
         ? { ...command, id: this.#newId(context.caller.tenant, key) }
         : command;
     const labels = { durability: context.durability };
+    let giveBack: () => void = () => undefined;
     const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
       const { tenant, principal } = context.caller;
       const print = key === null ? "" : fingerprint(placed);
       if (key !== null) this.#keys.check(tenant, key, print, began);
+      if (placed.type === "cluster.create" || placed.type === "cluster.put")
+        giveBack = await this.#quotas.reserve(tenant, placed.id ?? "");
       if (context.minPosition !== undefined) await this.#reach(context.minPosition, context.deadline);
       const { result, route } = await this.#p.router.execute({
         shard: shardOfCommand(placed, this.#p.shards),
@@ -106,6 +119,7 @@ export class Face implements Datacenter {
       }
       return result;
     } catch (error) {
+      if (!(error instanceof Problem && error.code === "outcome_unknown")) giveBack();
       if (isWrite)
         this.#p.metrics.writes.inc({
           ...labels,
@@ -327,7 +341,13 @@ export class Face implements Datacenter {
       fenced: "no lease: too few sites promise it one, or the database takes no writes",
       catching_up: "catching up with the other datacenters",
     } as const;
-    return { ready: state === "serving", reason: reasons[state], lagMs };
+    const { medianMs } = this.#loop.lag;
+    const late =
+      medianMs > this.#p.config.maxEventLoopLagMs
+        ? `the process is too busy: its event loop is late by ${Math.round(medianMs)} ms`
+        : null;
+    const reason = reasons[state] ?? late;
+    return { ready: reason === null, reason, lagMs };
   }
 
   onEvent(listener: (event: DcEvent) => void): () => void {

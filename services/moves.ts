@@ -18,7 +18,7 @@ interface ShardMove {
   error: string | null;
 }
 
-interface LongOperation {
+export interface LongOperation {
   id: string;
   kind: string;
   status: "running" | "complete" | "failed" | "cancelled";
@@ -49,6 +49,8 @@ export class Moves {
   readonly #calls: CallClient;
   readonly #running = new Map<string, { operation: LongOperation; cancelled: boolean }>();
   readonly #stopped = new AbortController();
+  /** Told of each operation that ended. */
+  onEnd: (operation: LongOperation) => void = () => undefined;
 
   constructor(parts: DatacenterParts, calls: CallClient) {
     this.#p = parts;
@@ -57,9 +59,10 @@ export class Moves {
 
   /** What a process that died left running did not end: it says so. */
   async start(): Promise<void> {
-    await this.#p.control.pool.query(
-      `UPDATE operations SET body = body || jsonb_build_object('status', 'failed', 'error', 'the process that ran it stopped') WHERE body ->> 'status' = 'running'`,
+    const { rows } = await this.#p.control.pool.query<{ body: LongOperation }>(
+      `UPDATE operations SET body = body || jsonb_build_object('status', 'failed', 'error', 'the process that ran it stopped') WHERE body ->> 'status' = 'running' RETURNING body`,
     );
+    for (const { body } of rows) this.onEnd(body);
   }
 
   stop(): void {
@@ -293,6 +296,7 @@ export class Moves {
     operation.finishedAt = new Date(this.#p.time.wall()).toISOString();
     await this.#store(operation);
     this.#running.delete(operation.id);
+    this.onEnd(operation);
   }
 
   async #takeOver(

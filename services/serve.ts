@@ -1,9 +1,11 @@
 import type { Time } from "../infra/clock.js";
 import type { Config } from "../infra/config.js";
+import { EventLoop } from "../infra/event-loop.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
 import { datacentersOf } from "../shards/site-set.js";
+import { createAccess, TenantWorkers } from "./access/index.js";
 import { createDatacenter } from "./datacenter.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
@@ -32,7 +34,10 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
     onMismatch: () => parts.metrics.digestMismatches.inc(),
   });
-  const face = new Face(parts, verifier);
+  const guard = createAccess(parts);
+  parts.moves.onEnd = guard.ended;
+  const loop = new EventLoop(time);
+  const face = new Face(parts, verifier, guard.quotas, loop);
   const divergent = new DivergentOperations(parts, face);
   const http = createHttpServer({
     datacenter: face,
@@ -40,14 +45,15 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     time,
     random,
     log,
-    extensions: {
+    admit: (request, need) => guard.access.admit(request, need),
+    extensions: guard.extend({
       startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
       getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
       cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
       replayDivergent: (context, id) => divergent.replay(context, id),
       discardDivergent: (context, id) => divergent.discard(context, id),
       setFailover: (context, paused) => parts.moves.setFailover(context, paused),
-    },
+    }),
     observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),
   });
   const api: Service = {
@@ -58,24 +64,30 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     drain: () => http.drain(),
     stop: () => http.stop(),
   };
-  const worker = new BuiltInWorker({
-    url: parts.url,
-    id: `built-in-${config.site}-${config.node}`,
-    concurrency: config.workerConcurrency,
-    taskMs: config.simulatedTaskMs,
-    failurePercent: config.simulatedFailurePercent,
-    time,
-    random,
-    log,
-  });
+  const builtIn = (tenant: string): BuiltInWorker =>
+    new BuiltInWorker({
+      url: parts.url,
+      token: guard.access.innerToken(tenant),
+      id: `built-in-${config.site}-${config.node}`,
+      concurrency: config.workerConcurrency,
+      taskMs: config.simulatedTaskMs,
+      failurePercent: config.simulatedFailurePercent,
+      time,
+      random,
+      log,
+    });
+  const worker = new TenantWorkers(() => guard.access.tenants(), builtIn, time);
   const group = new ServiceGroup([
+    loop,
     ...parts.services,
+    ...guard.services,
     ...(config.roles.includes("replicator") ? [verifier] : []),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
   ]);
   try {
     await group.start();
+    guard.access.announce();
     log.info("serves", { url: parts.url, shards: parts.shards });
     log.info("stops", { signal: await stopped });
     await group.drain();

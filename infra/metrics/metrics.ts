@@ -115,6 +115,12 @@ export function createMetrics(options: MetricsOptions = {}) {
       help: "Finishes with an outdated token, refused.",
       registers,
     }),
+    eventLoopLag: new Gauge({
+      name: "hothot_event_loop_lag_seconds",
+      help: "Seconds that this process's event loop was late in the last second: median, 99th percentile, worst.",
+      labelNames: ["quantile"] as const,
+      registers,
+    }),
     httpRequests: new Counter({
       name: "hothot_http_requests_total",
       help: "HTTP requests answered, by method, route and status.",

@@ -174,6 +174,7 @@ export interface AuditPendingTable {
   body: Json<Record<string, unknown>>;
   /** Grows with each change of the entry. */
   version: number;
+  notedAt: ColumnType<string, never, never>;
 }
 
 export interface KeysTable extends PlacedColumns {
@@ -420,7 +421,8 @@ CREATE INDEX documents_audit ON documents ((body ->> 'at') DESC, id DESC) WHERE 
 CREATE TABLE audit_pending (
   id text PRIMARY KEY,
   body jsonb NOT NULL,
-  version bigint NOT NULL DEFAULT 1
+  version bigint NOT NULL DEFAULT 1,
+  noted_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE idempotency_keys (
   tenant text NOT NULL,

@@ -12,6 +12,7 @@ import { endProgress, printJson } from "./output.js";
 import { addPrograms } from "./programs.js";
 import { addSimulate } from "./simulate.js";
 import { addStatus } from "./status.js";
+import { addAudit, addTenant, addToken } from "./token.js";
 import { addUp } from "./up.js";
 import { addRepair, addVerify } from "./verify.js";
 
@@ -44,6 +45,9 @@ export function buildProgram(): Command {
     addVerify,
     addRepair,
     addDivergence,
+    addToken,
+    addTenant,
+    addAudit,
     addSimulate,
     addPrograms,
   ];

@@ -55,7 +55,7 @@ export class Session {
   }
 
   get client(): Client {
-    return (this.#client ??= new Client(this.#urls(), this.#options.token ?? given("HOTHOT_TOKEN")));
+    return (this.#client ??= new Client(this.#urls(), this.#token()));
   }
 
   /** A client of each datacenter, by name. */
@@ -85,6 +85,11 @@ export class Session {
 
   say(text: string): void {
     progress(text);
+  }
+
+  /** Who may see a local stack's folder may also use the administrator's token that it was started with. */
+  #token(): string | undefined {
+    return this.#options.token ?? given("HOTHOT_TOKEN") ?? this.stack?.file.env["HOTHOT_ADMIN_TOKEN"];
   }
 
   #urls(): string[] {

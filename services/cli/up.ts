@@ -71,6 +71,7 @@ async function up(session: Session, options: UpOptions): Promise<number> {
   const status = await statusOf(session);
   endProgress();
   session.show(status, statusRows(status));
+  if (isOpen(stack.file.env)) process.stderr.write("Requests need no token: the stack listens on this machine only.\n");
   if (options.detach === true) return 0;
   process.stderr.write(`Data and logs: ${stack.dir}. Ctrl-C stops the stack.\n`);
   return await attend(stack, session);
@@ -153,6 +154,13 @@ function stackOptions(options: UpOptions): StackOptions {
     ...(postgres === undefined || postgres === "" ? {} : { postgres }),
     ...(env === undefined ? {} : { env }),
   };
+}
+
+/** Whether its processes take requests without a token. */
+function isOpen(env: Readonly<Record<string, string>>): boolean {
+  const said = env["HOTHOT_NO_TOKENS"];
+  const guarded = ["HOTHOT_ADMIN_TOKEN", "HOTHOT_ADMIN_TOKEN_FILE", "HOTHOT_JWKS_URL"];
+  return said === undefined ? !guarded.some((name) => env[name] !== undefined) : said === "true";
 }
 
 /** Settings such as HOTHOT_LEASE_MS in the caller's environment are for the nodes. */

@@ -10,7 +10,7 @@ import { parseJson, refused } from "./json.js";
 import type { Lanes } from "./lanes.js";
 import { readQuery } from "./query.js";
 import { givenRequestId, readCondition, readContext, readTimeout, type HeaderRules } from "./request-headers.js";
-import type { Answer, Call, HttpOptions, Route } from "./types.js";
+import { scopeOf, type Answer, type Call, type HttpOptions, type Route } from "./types.js";
 
 /** What all exchanges of a server share. */
 export interface Shared {
@@ -88,7 +88,8 @@ async function readCall(
   const { options } = shared;
   const rules: HeaderRules = { write: route.write === true, conditional: route.conditional === true };
   const faults: FieldError[] = [];
-  const caller = options.authenticate?.(request) ?? anonymous;
+  const admitted = callerOf(shared, route, request);
+  const caller = admitted instanceof Promise ? await admitted : admitted;
   const asked = readTimeout(request.headers, faults);
   const bodyDeadline = started + (asked ?? options.config.defaultTimeoutMs);
   const path = route.params === undefined ? undefined : check(route.params, params, "path", faults);
@@ -107,6 +108,12 @@ async function readCall(
   );
   if (faults.length > 0) throw refused(faults);
   return { context, condition, path, query, body };
+}
+
+/** Strangers may look at probes. */
+function callerOf({ options }: Shared, route: Route, request: IncomingMessage): Caller | Promise<Caller> {
+  if (options.admit === undefined || route.lane === "probe") return anonymous;
+  return options.admit(request, { scope: scopeOf(route), write: route.write === true });
 }
 
 async function readJsonBody(

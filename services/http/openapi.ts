@@ -2,7 +2,7 @@ import { z } from "zod";
 import { problems, type ProblemCode } from "../../infra/errors.js";
 import type { JsonObject } from "../../replication/entities.js";
 import { problem } from "./shapes.js";
-import type { Route } from "./types.js";
+import { scopeOf, type Route } from "./types.js";
 
 /** Any request can meet these. */
 const everywhere: readonly ProblemCode[] = [
@@ -13,6 +13,8 @@ const everywhere: readonly ProblemCode[] = [
   "draining",
   "internal",
 ];
+/** Any request but a probe can meet these. */
+const guarded: readonly ProblemCode[] = ["unauthorized", "forbidden", "rate_limited"];
 const withBody: readonly ProblemCode[] = ["payload_too_large", "unsupported_media_type", "deadline_exceeded"];
 
 /** OpenAPI 3.1 from the routes and the schemas that check requests. */
@@ -31,9 +33,26 @@ export function openApiDocument(routes: readonly Route[]): JsonObject {
       license: { name: "Apache-2.0", identifier: "Apache-2.0" },
     },
     servers: [{ url: "/" }],
-    tags: [{ name: "clusters" }, { name: "jobs" }, { name: "workers" }, { name: "operations" }, { name: "probes" }],
+    tags: [
+      { name: "clusters" },
+      { name: "jobs" },
+      { name: "workers" },
+      { name: "operations" },
+      { name: "access" },
+      { name: "probes" },
+    ],
     paths,
-    components: { schemas: { Problem: put(problem, "output"), ...schemas } },
+    components: {
+      securitySchemes: {
+        token: {
+          type: "http",
+          scheme: "bearer",
+          description:
+            "A token of `hothot token add`, or a JSON Web Token. `admin` may do everything; who may write or operate may read. Without one where the operator allows that.",
+        },
+      },
+      schemas: { Problem: put(problem, "output"), ...schemas },
+    },
   };
 }
 
@@ -45,6 +64,7 @@ function operation(route: Route, put: Put): Record<string, unknown> {
     operationId: operationId(route),
     summary: route.summary,
     tags: [tagOf(route)],
+    ...(route.lane === "probe" ? { security: [] } : { security: [{}, { token: [scopeOf(route)] }] }),
     parameters: [...parameters(route.params, "path"), ...parameters(route.query, "query"), ...headers(route)],
     ...(body === undefined ? undefined : { requestBody: body }),
     responses: responses(route, put),
@@ -79,7 +99,13 @@ function responses(route: Route, put: Put): Record<string, unknown> {
   const codes = new Set<ProblemCode>(
     route.lane === "probe"
       ? ["invalid_request", "internal"]
-      : [...everywhere, ...(hasBody ? withBody : []), ...(route.problems ?? [])],
+      : [
+          ...everywhere,
+          ...guarded,
+          ...(route.write === true ? (["quota_exceeded"] as const) : []),
+          ...(hasBody ? withBody : []),
+          ...(route.problems ?? []),
+        ],
   );
   const byStatus = new Map<number, ProblemCode[]>();
   for (const code of codes) byStatus.set(problems[code].status, [...(byStatus.get(problems[code].status) ?? []), code]);
@@ -211,6 +237,7 @@ function operationId({ method, path }: Route): string {
 function tagOf({ path, lane }: Route): string {
   if (lane === "probe") return "probes";
   if (path.endsWith("/operations") || path.startsWith("/v1/jobs")) return "jobs";
+  if (path.startsWith("/v1/tokens") || path.startsWith("/v1/tenants")) return "access";
   if (path.startsWith("/v1/clusters")) return "clusters";
   return path.startsWith("/v1/workers") || path.startsWith("/v1/tasks") ? "workers" : "operations";
 }

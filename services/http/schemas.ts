@@ -1,5 +1,6 @@
 import { z } from "zod";
 import { clusterStatuses, jobStatuses } from "../../replication/entities.js";
+import { scopes } from "../api.js";
 import { unstorable } from "./json.js";
 
 /** What requests may hold. The OpenAPI document is generated from these. */
@@ -159,6 +160,30 @@ export const repair = z
     (body) => (body.shard === undefined) !== (body.clusterId === undefined),
     "exactly one of shard and clusterId must be given",
   );
+
+const tenantName = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, "must be 1 to 63 of A-Za-z0-9._-, beginning with a letter or a digit");
+const perSecond = z.number("must be a number").positive("must be above 0").max(1_000_000);
+export const newToken = z
+  .strictObject({
+    scopes: z.array(z.enum(scopes, `must be one of ${scopes.join(", ")}`)).min(1, "must name at least one"),
+    tenant: tenantName.optional(),
+    name: z
+      .string()
+      .regex(/^[A-Za-z0-9._:@-]{1,64}$/, "must be 1 to 64 of A-Za-z0-9._:@-")
+      .optional(),
+    expiresAt: time.nullable().optional(),
+    requestsPerSecond: perSecond.nullable().optional(),
+  })
+  .meta({ id: "NewToken" });
+export const tenantParam = z.strictObject({ id: tenantName });
+export const putTenant = z
+  .strictObject({
+    maxClusters: z.number().int("must be a whole number").min(0).max(1_000_000_000).nullable().default(null),
+    writesPerSecond: perSecond.nullable().default(null),
+  })
+  .meta({ id: "TenantLimits" });
 
 export const divergentStatuses = ["open", "replayed", "discarded", "superseded"] as const;
 export const divergentQuery = z.strictObject({

@@ -164,6 +164,23 @@ export const audited = z
   .looseObject({ at: time, who: text, dc: text, action: text, target: z.unknown(), result: z.unknown() })
   .meta({ id: "AuditEntry" });
 
+export const token = z
+  .looseObject({
+    id: text,
+    name: text.nullable(),
+    scopes: z.array(text),
+    tenant: text,
+    createdAt: time,
+    createdBy: text,
+    expiresAt: time.nullable(),
+    requestsPerSecond: z.number().nullable(),
+  })
+  .meta({ id: "Token" });
+export const madeToken = token.extend({ token: text }).meta({ id: "MadeToken" });
+export const tenant = z
+  .looseObject({ id: text, maxClusters: whole.nullable(), writesPerSecond: z.number().nullable() })
+  .meta({ id: "Tenant" });
+
 export const failover = z.looseObject({ paused: z.boolean() });
 export const copied = z.looseObject({ copied: z.unknown() });
 export const ready = z

@@ -6,7 +6,19 @@ import type { FieldError, ProblemCode } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Random } from "../../infra/random.js";
 import type { JsonObject } from "../../replication/entities.js";
-import type { Caller, ClusterFields, Condition, Datacenter, Listed, Page, Reply, RequestContext } from "../api.js";
+import type { NewToken } from "../access/administration.js";
+import type { TenantLimits } from "../access/book.js";
+import type {
+  Caller,
+  ClusterFields,
+  Condition,
+  Datacenter,
+  Listed,
+  Page,
+  Reply,
+  RequestContext,
+  Scope,
+} from "../api.js";
 
 /**
  * Which bound a request counts against, so that one kind can't starve another.
@@ -54,6 +66,8 @@ export interface Route {
   readonly conditional?: boolean;
   /** Takes Idempotency-Key and Hothot-Durability. */
   readonly write?: boolean;
+  /** What a token needs; `scopeOf` tells it for routes that don't. */
+  readonly scope?: Scope;
   /** Milliseconds for the answer when the request names none; default: the configuration's. */
   timeoutMs?(body: unknown, defaultMs: number): number;
   /** Body of each success status: a schema (JSON), null (no body), or a media type. */
@@ -62,6 +76,10 @@ export interface Route {
   /** Answers, or returns undefined when it has written the response itself. */
   handle(call: Call): Promise<Answer | undefined>;
 }
+
+/** What a route needs of a token: operators change what the group is, others what is in it. */
+export const scopeOf = (route: Route): Scope =>
+  route.scope ?? (route.method === "GET" ? "read" : route.lane === "admin" ? "operate" : "write");
 
 type Out<T> = T extends z.ZodType ? z.output<T> : undefined;
 
@@ -112,16 +130,28 @@ export type BulkLine =
 /** Features that a datacenter may have beside `Datacenter`. A route whose method is missing answers `not_found`. */
 export interface Extensions {
   /** Answers each row, in order. Rows with `errors` come back as `invalid_request` lines. */
-  bulk?(context: RequestContext, rows: AsyncIterable<BulkRow>, signal: AbortSignal): AsyncIterable<BulkLine>;
+  readonly bulk?: (
+    context: RequestContext,
+    rows: AsyncIterable<BulkRow>,
+    signal: AbortSignal,
+  ) => AsyncIterable<BulkLine>;
   /** 202 with a long operation; with `dryRun` 200 with `{shards}`. */
-  startMove?(context: RequestContext, kind: MoveKind, request: MoveRequest): Promise<Reply>;
-  getMove?(context: RequestContext, kind: MoveKind, id: string): Promise<Reply>;
-  cancelMove?(context: RequestContext, kind: MoveKind, id: string): Promise<Reply>;
-  setFailover?(context: RequestContext, paused: boolean): Promise<Reply>;
-  repair?(context: RequestContext, what: { readonly shard?: number; readonly clusterId?: string }): Promise<Reply>;
-  replayDivergent?(context: RequestContext, id: string): Promise<Reply>;
-  discardDivergent?(context: RequestContext, id: string): Promise<Reply>;
-  audit?(page: Page): Promise<Listed>;
+  readonly startMove?: (context: RequestContext, kind: MoveKind, request: MoveRequest) => Promise<Reply>;
+  readonly getMove?: (context: RequestContext, kind: MoveKind, id: string) => Promise<Reply>;
+  readonly cancelMove?: (context: RequestContext, kind: MoveKind, id: string) => Promise<Reply>;
+  readonly setFailover?: (context: RequestContext, paused: boolean) => Promise<Reply>;
+  readonly repair?: (
+    context: RequestContext,
+    what: { readonly shard?: number; readonly clusterId?: string },
+  ) => Promise<Reply>;
+  readonly replayDivergent?: (context: RequestContext, id: string) => Promise<Reply>;
+  readonly discardDivergent?: (context: RequestContext, id: string) => Promise<Reply>;
+  readonly audit?: (page: Page) => Promise<Listed>;
+  readonly addToken?: (context: RequestContext, wanted: NewToken) => Promise<Reply>;
+  readonly listTokens?: (page: Page) => Promise<Listed>;
+  readonly removeToken?: (context: RequestContext, id: string) => Promise<Reply>;
+  readonly putTenant?: (context: RequestContext, name: string, limits: Omit<TenantLimits, "id">) => Promise<Reply>;
+  readonly listTenants?: (page: Page) => Promise<Listed>;
 }
 
 /** What routes are built from. */
@@ -156,8 +186,11 @@ export interface HttpOptions {
   readonly random: Random;
   readonly log: Logger;
   readonly extensions?: Extensions;
-  /** Throws a Problem `unauthorized`. Default: everybody is `anonymous`. */
-  readonly authenticate?: (request: IncomingMessage) => Caller;
+  /** Who asks; throws a Problem when that may not be. Not asked for probes. Default: everybody is `anonymous`, and may do everything. */
+  readonly admit?: (
+    request: IncomingMessage,
+    need: { readonly scope: Scope; readonly write: boolean },
+  ) => Caller | Promise<Caller>;
   /** Called once for each answer. */
   readonly observe?: (method: string, route: string, status: number, ms: number) => void;
   readonly limits?: Partial<HttpLimits>;

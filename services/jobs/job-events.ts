@@ -19,7 +19,7 @@ export interface JobListener {
   /** Tasks became available. */
   offered?(tasks: readonly OfferedTask[]): void;
   /** A job began, ended, was paused or resumed; in the form of the API. */
-  jobChanged?(job: JsonObject): void;
+  jobChanged?(job: JsonObject, tenant: string): void;
   /** An attempt began because the one before was an earlier owner's. */
   restarted?(jobId: string): void;
 }
@@ -42,8 +42,8 @@ export class JobEvents implements Required<JobListener> {
     for (const listener of this.#listeners) listener.offered?.(tasks);
   }
 
-  jobChanged(job: JsonObject): void {
-    for (const listener of this.#listeners) listener.jobChanged?.(job);
+  jobChanged(job: JsonObject, tenant: string): void {
+    for (const listener of this.#listeners) listener.jobChanged?.(job, tenant);
   }
 
   restarted(jobId: string): void {

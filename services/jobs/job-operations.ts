@@ -83,7 +83,7 @@ export class JobOperations {
         };
         if (later) {
           work.record({ type: "job.change", job });
-          work.afterCommit(() => this.#context.events.jobChanged(jobView(job)));
+          work.afterCommit(() => this.#context.events.jobChanged(jobView(job), job.tenant));
           return { status: 202, body: jobView(job) };
         }
         const run = new JobRun(this.#context, work, job);

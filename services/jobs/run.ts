@@ -249,7 +249,7 @@ export class JobRun {
 
   #changed(): void {
     const job = this.#job;
-    this.#work.afterCommit(() => this.#context.events.jobChanged(jobView(job)));
+    this.#work.afterCommit(() => this.#context.events.jobChanged(jobView(job), job.tenant));
   }
 
   /** Of the running attempt; none where the attempt is an earlier owner's. */

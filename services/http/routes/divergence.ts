@@ -31,6 +31,7 @@ export function divergenceRoutes({ datacenter, extensions, here }: Backend): Rou
   return [
     route({
       method: "GET",
+      scope: "operate",
       path,
       summary: "Divergent operations that this datacenter holds",
       lane: "admin",
@@ -46,6 +47,7 @@ export function divergenceRoutes({ datacenter, extensions, here }: Backend): Rou
     }),
     route({
       method: "GET",
+      scope: "operate",
       path: `${path}/{id}`,
       summary: "A divergent operation, what is there now, and the difference (RFC 6902)",
       lane: "admin",

@@ -23,9 +23,10 @@ export function eventsRoute({ datacenter, time }: Backend, limits: HttpLimits): 
         if (response.writableLength > limits.eventBytes) response.destroy();
       };
       send("retry: 2000\n\n");
-      const leave = datacenter.onEvent((event) =>
-        send(`event: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`),
-      );
+      const leave = datacenter.onEvent((event) => {
+        if (event.tenant === undefined || event.tenant === context.caller.tenant)
+          send(`event: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`);
+      });
       try {
         while (!signal.aborted) {
           await time.sleep(limits.eventHeartbeatMs, signal);

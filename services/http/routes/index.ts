@@ -1,4 +1,5 @@
 import type { Backend, HttpLimits, Route } from "../types.js";
+import { accessRoutes } from "./access.js";
 import { bulkRoute } from "./bulk.js";
 import { clusterRoutes } from "./clusters.js";
 import { divergenceRoutes } from "./divergence.js";
@@ -23,5 +24,6 @@ export function allRoutes(backend: Backend, limits: HttpLimits, bodyLimitBytes: 
     verifyRoute(backend),
     ...moveRoutes(backend),
     ...divergenceRoutes(backend),
+    ...accessRoutes(backend),
   ];
 }

@@ -9,6 +9,7 @@ export function verifyRoute({ datacenter }: Backend): Route {
     path: "/v1/verify",
     summary: "Compare the copies of every shard",
     lane: "stream",
+    scope: "operate",
     answers: { 200: ndjson },
     problems: ["not_found", "deadline_exceeded"],
     async handle({ response, context, signal }) {

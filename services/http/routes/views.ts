@@ -45,8 +45,9 @@ export function viewRoutes({ datacenter, extensions, here }: Backend): Route[] {
     route({
       method: "GET",
       path: "/v1/audit",
-      summary: "What operators did",
+      summary: "What operators did, oldest first",
       lane: "admin",
+      scope: "operate",
       query: pageQuery,
       answers: { 200: listOf(audited) },
       problems: ["not_found"],
