@@ -29,6 +29,10 @@ interface PartitionState {
   readonly own: Map<number, BatchHeader>;
   /** Messages that their publisher sent along with the word that the log holds them, by sequence. */
   readonly pushed: Map<number, StoredMessage>;
+  /** Nothing is read of it: what comes next is not in the log any more, or shall not be replayed (snapshot.ts). */
+  held: boolean;
+  /** The log begins behind what comes next. */
+  lost: boolean;
   /** A read under way, and what the last one brought. */
   reading: Promise<void> | null;
   fetched: readonly Incoming[];
@@ -94,6 +98,8 @@ export class Applier {
       behindSince: null,
       own: new Map<number, BatchHeader>(),
       pushed: new Map<number, StoredMessage>(),
+      held: false,
+      lost: false,
       reading: null,
       fetched: [],
       seenEnd: false,
@@ -121,7 +127,9 @@ export class Applier {
   async reload(): Promise<void> {
     const progress = await this.#store.progress();
     for (const state of this.#states) {
-      state.cursor = progress.get(state.partition) ?? 0;
+      const cursor = progress.get(state.partition) ?? 0;
+      if (cursor !== state.cursor) state.lost = false;
+      state.cursor = cursor;
       state.foreign = Math.max(state.foreign, state.target);
       state.own.clear();
       for (const sequence of [...state.pushed.keys()]) if (sequence <= state.cursor) this.#dropPushed(state, sequence);
@@ -175,6 +183,27 @@ export class Applier {
       this.#ownDue = true;
       this.#notify();
     });
+  }
+
+  /** Partitions whose next message the log does not have any more. */
+  get lost(): Partition[] {
+    return this.#active ? this.#states.filter((state) => state.lost).map((state) => state.partition) : [];
+  }
+
+  /** Reads nothing more of the partition until `release`. */
+  hold(partition: Partition): void {
+    const state = this.#states[partition];
+    if (state !== undefined) state.held = true;
+  }
+
+  /** Goes on from where the database says. */
+  async release(partition: Partition): Promise<void> {
+    const state = this.#states[partition];
+    if (state === undefined) return;
+    await this.reload();
+    state.held = false;
+    state.lost = false;
+    this.#notify();
   }
 
   /** Every partition was seen to its end since this process began to apply. */
@@ -250,7 +279,8 @@ export class Applier {
     if (stretches.length > 0) await this.#apply(stretches);
     const more = stretches.some((stretch) => stretch.messages.length >= limits.batch);
     const behind = this.#states.some(
-      (state) => state.reading === null && (state.foreign > state.cursor || !state.seenEnd),
+      (state) =>
+        state.reading === null && !state.held && !state.lost && (state.foreign > state.cursor || !state.seenEnd),
     );
     if (behind || more) {
       this.#woken = true;
@@ -277,6 +307,7 @@ export class Applier {
   }
 
   #wants(state: PartitionState, ownDue: boolean): boolean {
+    if (state.held || state.lost) return false;
     const pending = state.foreign > state.cursor || !state.seenEnd;
     if (state.own.has(state.cursor + 1)) return ownDue || pending;
     return pending || state.target > state.cursor || this.#time.monotonic() - state.lookedAt >= safetyMs;
@@ -335,10 +366,17 @@ export class Applier {
     const found = await this.#read(state, patient ? 0 : 1);
     const expected = state.cursor + 1;
     const first = found[0];
-    if (first !== undefined && first.sequence !== expected)
-      throw new Error(
-        `the log of partition ${state.partition} starts at ${first.sequence}, behind the own mark ${state.cursor}: a snapshot is needed`,
-      );
+    if (first !== undefined && first.sequence !== expected) {
+      // Messages go only from the log's beginning.
+      this.#log.error("the log begins behind what is applied here: a snapshot is needed", {
+        partition: state.partition,
+        applied: state.cursor,
+        first: first.sequence,
+      });
+      state.lost = true;
+      state.seenEnd = false;
+      return [];
+    }
     if (first !== undefined) state.behindSince = null;
     else if (state.target > state.cursor) state.behindSince ??= now;
     else {

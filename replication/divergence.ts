@@ -1,6 +1,7 @@
 import type { Client } from "../infra/postgres/database.js";
 import type { Epoch, Position, ShardId, SiteName } from "../shards/ids.js";
 import type { FullHead } from "./heads.js";
+import { voidSnapshots } from "./loading.js";
 import { decodeRecord, type LogRecord } from "./record.js";
 
 /**
@@ -85,6 +86,7 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
     "SELECT tenant, cluster_id, kind FROM restores WHERE shard = $1 AND cut_epoch = $2 AND cut_position > $3",
     [shard, ended, last],
   );
+  await voidSnapshots(client, shard, ended, last);
   for (const kind of ["cluster", "worker", "document"])
     await remove(
       client,

@@ -22,7 +22,7 @@ export interface CopyAnswer {
   readonly documents: readonly DocumentRow[];
 }
 
-/** A row that waits for a current copy. */
+/** A row that waits for a current copy; of kind `shard`: all rows of the shard (snapshot.ts brings them). */
 export interface Awaited {
   readonly kind: string;
   readonly tenant: string;
@@ -64,7 +64,7 @@ export class PostgresRestoreStore implements RestoreStore {
 
   async wanted(shard: ShardId, limit: number): Promise<readonly Awaited[]> {
     const { rows } = await this.database.pool.query<Awaited>(
-      "SELECT tenant, cluster_id AS id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL LIMIT $2",
+      "SELECT tenant, cluster_id AS id, kind FROM restores WHERE shard = $1 AND cut_epoch IS NULL AND kind <> 'shard' LIMIT $2",
       [shard, limit],
     );
     return rows;

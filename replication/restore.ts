@@ -38,6 +38,8 @@ export class Restorer implements Service {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   #waiting = new Map<ShardId, Set<string>>();
+  /** Shards whose copy as a whole does not count yet (snapshot.ts loads it). */
+  #loading = new Set<ShardId>();
   #asked = 0;
   #taken = 0;
   #unsubscribe: (() => void) | undefined;
@@ -71,16 +73,21 @@ export class Restorer implements Service {
 
   /** Rows that this datacenter must not serve now. */
   isWaiting(shard: ShardId, tenant: string, id: string): boolean {
-    return this.#waiting.get(shard)?.has(`${tenant}/${id}`) ?? false;
+    return this.#loading.has(shard) || (this.#waiting.get(shard)?.has(`${tenant}/${id}`) ?? false);
   }
 
   /** Such a shard can't be opened here. */
   shardWaits(shard: ShardId): boolean {
-    return this.#waiting.has(shard);
+    return this.#waiting.has(shard) || this.#loading.has(shard);
+  }
+
+  /** Some shard's copy as a whole does not count yet. */
+  get loads(): boolean {
+    return this.#loading.size > 0;
   }
 
   get count(): number {
-    let sum = 0;
+    let sum = this.#loading.size;
     for (const set of this.#waiting.values()) sum += set.size;
     return sum;
   }
@@ -94,8 +101,10 @@ export class Restorer implements Service {
     const rows = await this.#o.store.waiting();
     if (asked < this.#taken) return;
     this.#taken = asked;
+    this.#loading = new Set(rows.flatMap((row) => (row.kind === "shard" ? [row.shard] : [])));
     const waiting = new Map<ShardId, Set<string>>();
     for (const row of rows) {
+      if (row.kind === "shard") continue;
       const set = waiting.get(row.shard) ?? new Set();
       set.add(`${row.tenant}/${row.id}`);
       waiting.set(row.shard, set);
@@ -106,7 +115,7 @@ export class Restorer implements Service {
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       try {
-        if (this.#waiting.size > 0) {
+        if (this.count > 0) {
           if (this.#o.active()) {
             // A shard whose owner is silent must not hold up the others.
             for (const shard of [...this.#waiting.keys()])
@@ -120,7 +129,7 @@ export class Restorer implements Service {
       } catch (error) {
         this.#log.warn("restoring rows failed", { error: asError(error) });
       }
-      await this.#o.time.sleep(this.#waiting.size > 0 ? tickMs : 5 * tickMs, this.#stop.signal);
+      await this.#o.time.sleep(this.count > 0 ? tickMs : 5 * tickMs, this.#stop.signal);
     }
   }
 

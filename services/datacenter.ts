@@ -35,6 +35,7 @@ import { PostgresJobSource } from "./jobs/job-source.js";
 import { defaultJobSettings, JobEvents, JobOperations, TaskOperations, type JobContext } from "./jobs/operations.js";
 import { openLinks } from "./links.js";
 import { createRetention } from "./log-retention.js";
+import { createSnapshots } from "./log-snapshots.js";
 import { logLeaders } from "./log-leaders.js";
 import { Moves } from "./moves.js";
 import { SiteSetWatch } from "./site-set-watch.js";
@@ -197,6 +198,20 @@ export async function createDatacenter(
     time,
     log,
   });
+  const snapshots = createSnapshots({
+    config,
+    partitions,
+    links,
+    streams,
+    data,
+    peers,
+    engine,
+    metrics,
+    siteSet: () => siteSets.set,
+    time,
+    random,
+    log,
+  });
   const backlog = new Backlog({
     site,
     database: control,
@@ -288,7 +303,7 @@ export async function createDatacenter(
     operations,
     backlog,
     ...engine.services({ coordinator: has("coordinator"), replicator: has("replicator") }),
-    ...(has("replicator") ? [retention, outboxTrim, callServer] : []),
+    ...(has("replicator") ? [retention, outboxTrim, ...snapshots, callServer] : []),
     router,
     ...(has("api") ? [dispatcher] : []),
   ];

@@ -370,7 +370,9 @@ export class Face implements Datacenter {
       servedBy: this.#p.servedBy,
       ...(owner === null ? {} : { owner }),
       ...(lag === null ? {} : { lagMs: lag }),
-      ...(this.#p.leases.valid && !this.#unsettled(shard) ? {} : { stale: true }),
+      ...(this.#p.leases.valid && !this.#unsettled(shard) && !(shard === null && this.#p.restorer.loads)
+        ? {}
+        : { stale: true }),
     };
   }
 

@@ -105,6 +105,16 @@ export function createMetrics(options: MetricsOptions = {}) {
       labelNames: ["dc"] as const,
       registers,
     }),
+    snapshotBytes: new Counter({
+      name: "hothot_snapshot_bytes_total",
+      help: "Bytes of rows that snapshots brought here.",
+      registers,
+    }),
+    snapshotRows: new Counter({
+      name: "hothot_snapshot_rows_total",
+      help: "Rows that snapshots brought here.",
+      registers,
+    }),
     jobsRestarted: new Counter({
       name: "hothot_jobs_restarted_total",
       help: "Jobs that began another attempt here after a takeover.",

@@ -20,6 +20,7 @@ export interface Tables {
   history: HistoryTable;
   divergentOperations: DivergentTable;
   restores: RestoresTable;
+  snapshots: SnapshotsTable;
   siteVotes: SiteVotesTable;
   siteIncarnations: SiteIncarnationsTable;
   nodes: NodesTable;
@@ -240,6 +241,29 @@ export interface RestoresTable {
   cutPosition: number | null;
 }
 
+/**
+ * Shards whose copy is being loaded. Beside it stands a row of `restores` of kind `shard`: what is not loaded is not served,
+ * and counts only once the own mark has reached the highest cut.
+ */
+export interface SnapshotsTable {
+  shard: number;
+  /** What the copy had: only rows changed behind it are fetched; null: all are. */
+  sinceEpoch: number | null;
+  sincePosition: number | null;
+  /** The log is replayed from here: no chunk may be older. */
+  fromEpoch: number;
+  fromPosition: number;
+  /** The table under way, and the page of the last row that was loaded; null: none yet. */
+  tableName: string;
+  after: Json<readonly (string | number)[] | null>;
+  /** The highest cut so far. */
+  cutEpoch: number | null;
+  cutPosition: number | null;
+  rows: number;
+  /** Names this attempt: a chunk that was asked for in another one is dropped. */
+  attempt: string;
+}
+
 export interface SiteVotesTable {
   target: string;
   number: number;
@@ -416,7 +440,7 @@ CREATE TABLE documents (
   changed_position bigint NOT NULL,
   PRIMARY KEY (kind, id)
 );
-CREATE INDEX documents_by_shard ON documents (shard);
+CREATE INDEX documents_by_shard ON documents (shard, kind, id);
 CREATE INDEX documents_audit ON documents ((body ->> 'at') DESC, id DESC) WHERE kind = 'audit';
 CREATE TABLE audit_pending (
   id text PRIMARY KEY,
@@ -490,6 +514,19 @@ CREATE TABLE restores (
   cut_epoch bigint,
   cut_position bigint,
   PRIMARY KEY (shard, tenant, kind, cluster_id)
+);
+CREATE TABLE snapshots (
+  shard int PRIMARY KEY,
+  since_epoch bigint,
+  since_position bigint,
+  from_epoch bigint NOT NULL,
+  from_position bigint NOT NULL,
+  table_name text NOT NULL,
+  after jsonb,
+  cut_epoch bigint,
+  cut_position bigint,
+  rows bigint NOT NULL DEFAULT 0,
+  attempt text NOT NULL
 );
 CREATE TABLE site_votes (
   target text PRIMARY KEY,

@@ -307,6 +307,8 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     readiness,
     takeovers,
     inside,
+    /** Reads the database's heads now. */
+    refresh: () => view.refresh(),
     onIncarnation: () => housekeeping.newIncarnation(),
     /** In the order in which they start. */
     services: (roles: { readonly coordinator: boolean; readonly replicator: boolean }): Service[] => [
