@@ -1,6 +1,6 @@
 import { Problem } from "../infra/errors.js";
 import type { Random } from "../infra/random.js";
-import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import { position as toPosition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import type { KeyRow, Placed } from "./entities.js";
 import { clusterKey, Draft, Layer } from "./draft.js";
 import { encodeRecord, type LogRecord } from "./record.js";

@@ -38,17 +38,34 @@ interface Line {
   /** Mark by "epoch/position". */
   readonly records: Map<string, string>;
   readonly rows: Map<string, Row>;
+  /** The rows as each epoch found them. */
+  readonly found: Map<number, ReadonlyMap<string, Row>>;
+  /** Idempotency keys that took effect, with the place where. */
+  readonly keys: Map<string, string>;
 }
 
 interface Acknowledged {
   readonly shard: number;
   readonly epoch: number;
   readonly position: number;
+  readonly id: string;
   readonly mark: string;
   readonly dc: string;
   readonly started: number;
   readonly at: number;
 }
+
+/** What may travel: completed operations, and the least needed to restart a job (invariant 9). */
+const replicated = new Set([
+  "cluster.put",
+  "cluster.delete",
+  "key",
+  "job.start",
+  "job.restart",
+  "job.checkpoint",
+  "job.change",
+  "job.end",
+]);
 
 /** Watches every step of a run. */
 export class Checker {
@@ -75,7 +92,14 @@ export class Checker {
     const { header, records } = decodeBatch(data);
     let line = this.#lines.get(shard);
     if (line === undefined) {
-      line = { now: { epoch: 0, last: 0, owner: "" }, owners: new Map(), records: new Map(), rows: new Map() };
+      line = {
+        now: { epoch: 0, last: 0, owner: "" },
+        owners: new Map(),
+        records: new Map(),
+        rows: new Map(),
+        found: new Map(),
+        keys: new Map(),
+      };
       this.#lines.set(shard, line);
     }
     const { now } = line;
@@ -84,6 +108,7 @@ export class Checker {
       if (header.epoch !== now.epoch + 1) throw new Violation(1, what);
       if (header.first !== now.last + 1) throw new Violation(2, what);
       line.owners.set(header.epoch, header.owner);
+      line.found.set(header.epoch, new Map(line.rows));
       this.counts.opens++;
     } else {
       if (header.epoch !== now.epoch || header.owner !== now.owner) throw new Violation(1, what);
@@ -91,9 +116,19 @@ export class Checker {
       if (header.kind === "statement" && header.first !== now.last + 1) throw new Violation(4, what);
     }
     records.forEach((bytes, index) => {
-      const { cluster } = decodeRecord(bytes);
-      if (cluster === undefined) return;
+      const { cluster, key, type } = decodeRecord(bytes);
+      if (!replicated.has(type)) throw new Violation(9, `a record of type ${type} is on its way into the log`);
       const position = header.first + index;
+      if (key !== undefined) {
+        const before = line.keys.get(key.key);
+        if (before !== undefined)
+          throw new Violation(
+            5,
+            `the write with key ${key.key} takes effect at ${header.epoch}/${position}, and did at ${before}`,
+          );
+        line.keys.set(key.key, `${header.epoch}/${position}`);
+      }
+      if (cluster === undefined) return;
       const before = line.rows.get(cluster.id);
       if (cluster.version !== (before?.version ?? 0) + 1)
         throw new Violation(
@@ -142,7 +177,14 @@ export class Checker {
     readonly epoch: number;
     readonly started: number;
     readonly kind: "read" | "local write" | "replicated write";
-    readonly written?: { readonly position: number; readonly mark: string };
+    /** Where the write took effect; in an earlier epoch where the first answer is given again. */
+    readonly written?: {
+      readonly epoch: number;
+      readonly position: number;
+      readonly id: string;
+      readonly mark: string;
+    };
+    readonly seen?: { readonly id: string; readonly epoch: number; readonly position: number; readonly name: string };
   }): void {
     this.counts.answers++;
     const line = this.#lines.get(o.shard);
@@ -156,19 +198,55 @@ export class Checker {
       if (epoch > o.epoch && first.dc !== o.dc && first.at < o.started)
         throw new Violation(7, `${what}, though ${first.dc} had answered in epoch ${epoch} at ${first.at.toFixed(1)}`);
     if (!answers.has(o.epoch)) answers.set(o.epoch, { at: this.#s.now, dc: o.dc });
+    if (o.seen !== undefined) this.#notOlder(line, { ...o, seen: o.seen }, what);
     if (o.written === undefined) return;
-    const { position, mark } = o.written;
-    if (o.kind === "replicated write" && line.records.get(`${o.epoch}/${position}`) !== mark)
+    const { position, mark, id, epoch } = o.written;
+    if (o.kind === "replicated write" && line.records.get(`${epoch}/${position}`) !== mark)
       throw new Violation(2, `${what}, mark ${mark}, position ${position}, which the log does not hold there`);
     this.#acknowledged.push({
       shard: o.shard,
-      epoch: o.epoch,
+      epoch,
       position,
+      id,
       mark,
       dc: o.dc,
       started: o.started,
       at: this.#s.now,
     });
+  }
+
+  /** An owner read shows all that the log held when the epoch began, and all that was acknowledged in it before the read. */
+  #notOlder(
+    line: Line,
+    o: {
+      readonly dc: string;
+      readonly shard: number;
+      readonly epoch: number;
+      readonly started: number;
+      readonly seen: { readonly id: string; readonly epoch: number; readonly position: number; readonly name: string };
+    },
+    what: string,
+  ): void {
+    const { id, epoch, position, name } = o.seen;
+    const found = line.found.get(o.epoch)?.get(id);
+    if (found !== undefined && (epoch < found.epoch || (epoch === found.epoch && position < found.position)))
+      throw new Violation(
+        3,
+        `${what}, and shows ${id} as '${name}' of ${epoch}/${position}, though the log held '${found.name}' of ${found.epoch}/${found.position} when the epoch began`,
+      );
+    for (const ack of this.#acknowledged)
+      if (
+        ack.id === id &&
+        ack.shard === o.shard &&
+        ack.epoch === o.epoch &&
+        ack.at < o.started &&
+        (epoch < ack.epoch || (epoch === ack.epoch && position < ack.position)) &&
+        !this.#lost.some((lost) => lost.dc === o.dc && lost.to < ack.at)
+      )
+        throw new Violation(
+          3,
+          `${what}, and shows ${id} as '${name}' of ${epoch}/${position}, though '${ack.mark}' of ${ack.epoch}/${ack.position} was acknowledged at ${ack.at.toFixed(1)}`,
+        );
   }
 
   wentBack(dc: string, to: number): void {
@@ -207,12 +285,23 @@ export class Checker {
     return undefined;
   }
 
+  /** A key that took effect in the log can't be replayed from what a datacenter has set aside (invariant 5). */
+  #superseded(databases: ReadonlyMap<string, MemoryDatabase>): void {
+    for (const [site, { tables }] of databases)
+      for (const [at, { key, open }] of tables.divergent) {
+        const shard = Number(at.split("/")[0]);
+        if (key !== null && open && this.#lines.get(shard)?.keys.has(key) === true)
+          throw new Violation(5, `${site} lists ${at} with key ${key} as open, which took effect in the log`);
+      }
+  }
+
   /** At the end: every acknowledged write is in the log, or set aside where it was taken (invariants 2, 3). */
   finish(databases: ReadonlyMap<string, MemoryDatabase>): void {
+    this.#superseded(databases);
     for (const ack of this.#acknowledged) {
       if (this.#lines.get(ack.shard)?.records.get(`${ack.epoch}/${ack.position}`) === ack.mark) continue;
       const aside = databases.get(ack.dc)?.tables.divergent.get(`${ack.shard}/${ack.epoch}/${ack.position}`);
-      if (aside === ack.mark) continue;
+      if (aside?.mark === ack.mark) continue;
       if (this.#lost.some((lost) => lost.dc === ack.dc && ack.at > lost.to && ack.started < lost.at)) continue;
       throw new Violation(
         3,

@@ -1,5 +1,5 @@
 import { asError } from "../../infra/errors.js";
-import type { ClusterRow } from "../../replication/entities.js";
+import type { ClusterRow, KeyRow } from "../../replication/entities.js";
 import type { FullHead } from "../../replication/heads.js";
 import type { Epoch, Position } from "../../shards/ids.js";
 import { transition } from "../../shards/states.js";
@@ -19,14 +19,25 @@ export interface Restore {
   readonly cut: { readonly epoch: number; readonly position: number } | null;
 }
 
+/** An operation that was set aside. */
+export interface Aside {
+  /** Name of the cluster that it wrote. */
+  readonly mark: string;
+  readonly key: string | null;
+  /** False: superseded. */
+  readonly open: boolean;
+}
+
 /** All tables of a datacenter's database. Values are never changed in place, so that a copy of the maps is a copy of it all. */
 export interface Tables {
   readonly heads: Map<number, FullHead>;
   readonly progress: Map<number, number>;
   readonly rows: Map<string, ClusterRow>;
+  /** By "shard/key". */
+  readonly keys: Map<string, KeyRow>;
   readonly outbox: Map<number, readonly OutboxEntry[]>;
-  /** By "shard/epoch/position": the mark of the operation. */
-  readonly divergent: Map<string, string>;
+  /** By "shard/epoch/position". */
+  readonly divergent: Map<string, Aside>;
   readonly restores: Map<string, Restore>;
   readonly votes: Map<string, Vote>;
   readonly incarnations: Map<string, number>;
@@ -40,6 +51,7 @@ export const emptyTables = (): Tables => ({
   heads: new Map(),
   progress: new Map(),
   rows: new Map(),
+  keys: new Map(),
   outbox: new Map(),
   divergent: new Map(),
   restores: new Map(),
@@ -55,16 +67,18 @@ const copyOf = (tables: Tables): Tables =>
     Object.entries(tables).map(([name, table]) => [name, new Map(table as Map<string, unknown>)]),
   ) as unknown as Tables;
 
-/** Shards that wait for rows, as one statement saw it. */
-export interface Waiting {
-  readonly order: number;
-  readonly shards: ReadonlySet<number>;
-}
+/** Heads that a transaction under way has locked. */
+export class HeldLocks {
+  /** The server has ended the transaction: nothing of it is committed. */
+  lost = false;
 
-export const waitingOf = (database: MemoryDatabase): Waiting => ({
-  order: database.executed,
-  shards: new Set([...database.tables.restores.values()].map((restore) => restore.shard)),
-});
+  constructor(
+    readonly process: Process,
+    readonly shards: readonly number[],
+    readonly at: number,
+    readonly release: () => void,
+  ) {}
+}
 
 export interface DatabaseHooks {
   effect(process: Process, what: string): void;
@@ -77,15 +91,17 @@ export interface DatabaseFaults {
   forgetsIncarnation?: boolean;
 }
 
-const dataStatements = new Set(["apply", "write", "outbox", "restore", "copy"]);
+const dataStatements = new Set(["apply", "lock heads", "write", "outbox", "restore", "copy"]);
 const statementTimeoutMs = 3_000;
+/** As infra/postgres sets it. */
+const idleInTransactionMs = 2_000;
 
 /** A datacenter's database: each call is one atomic statement, sooner or later; it survives its processes. */
 export class MemoryDatabase {
   tables = emptyTables();
   /** The server's own word on who it is; it does not go back with the data. */
   incarnation = 1;
-  up = true;
+  #up = true;
   pausedUntil = 0;
   /** The tables of the data stand still (a lock, a full disk queue), the small ones of the leases don't. */
   dataPausedUntil = 0;
@@ -94,12 +110,11 @@ export class MemoryDatabase {
   /** Milliseconds that its clock, which judges locks, is ahead. */
   ahead = 0;
   calm = false;
-  /** Statements carried out so far: the order of what they saw. */
-  executed = 0;
   slow = 0.02;
   faults: DatabaseFaults = {};
   readonly #s: Scheduler;
   readonly #hooks: DatabaseHooks;
+  readonly #held = new Set<HeldLocks>();
   #snapshots: { readonly at: number; readonly tables: Tables }[] = [];
 
   constructor(
@@ -111,12 +126,26 @@ export class MemoryDatabase {
     this.#hooks = hooks;
   }
 
+  get up(): boolean {
+    return this.#up;
+  }
+
+  set up(up: boolean) {
+    this.#up = up;
+    if (!up) this.#dropLocks();
+  }
+
   get clock(): number {
     return this.#s.now + this.ahead;
   }
 
   /** Runs one statement. @throws what `work` throws, or an error when the database is off, another incarnation, or silent */
-  run<T>(process: Process, what: string, work: (tables: Tables) => T): Promise<T> {
+  run<T>(
+    process: Process,
+    what: string,
+    work: (tables: Tables) => T,
+    touches: readonly number[] | "all" = [],
+  ): Promise<T> {
     const s = this.#s;
     const knew = process.knows;
     return new Promise((resolve, reject) => {
@@ -138,8 +167,11 @@ export class MemoryDatabase {
           });
           return;
         }
+        if (this.#blocked(touches)) {
+          s.after(s.between(2, 10), null, execute);
+          return;
+        }
         let result: T;
-        this.executed++;
         try {
           result = work(this.tables);
         } catch (error) {
@@ -156,27 +188,57 @@ export class MemoryDatabase {
     });
   }
 
+  /** Within a statement: locks the heads until `release`, the end of the process, or of its patience with an idle transaction. */
+  hold(process: Process, shards: readonly number[]): HeldLocks {
+    const held = new HeldLocks(process, shards, this.#s.now, () => {
+      this.#held.delete(held);
+    });
+    this.#held.add(held);
+    return held;
+  }
+
+  #blocked(touches: readonly number[] | "all"): boolean {
+    if (touches.length === 0) return false;
+    for (const held of this.#held) {
+      if (held.process.dead || this.#s.now - held.at > idleInTransactionMs) {
+        held.lost = true;
+        this.#held.delete(held);
+      } else if (touches === "all" || held.shards.some((shard) => touches.includes(shard))) return true;
+    }
+    return false;
+  }
+
+  #dropLocks(): void {
+    for (const held of this.#held) held.lost = true;
+    this.#held.clear();
+  }
+
   /** The first statement of a process (rule i); see shards/incarnation.ts. */
   meet(
     process: Process,
     options: { readonly node: string; readonly goneMs: number; readonly closing: number },
   ): Promise<number> {
-    return this.run(process, "meet", (tables) => {
-      if (tables.meta.get("incarnation") !== this.incarnation && this.faults.forgetsIncarnation !== true) {
-        tables.meta.set("incarnation", this.incarnation);
-        closeTables(tables, options.closing);
-        tables.locks.clear();
-        this.#hooks.say(process.name, `meets incarnation ${this.incarnation} of its database, and closes it`);
-      }
-      const alive = [...tables.nodes].some(
-        ([node, seen]) => node !== options.node && seen > this.clock - options.goneMs,
-      );
-      if (!alive)
-        for (const head of tables.heads.values())
-          if (head.confirmed && head.state !== "replica")
-            tables.heads.set(head.shard, { ...head, confirmed: false, revision: head.revision + 1 });
-      return this.incarnation;
-    });
+    return this.run(
+      process,
+      "meet",
+      (tables) => {
+        if (tables.meta.get("incarnation") !== this.incarnation && this.faults.forgetsIncarnation !== true) {
+          tables.meta.set("incarnation", this.incarnation);
+          closeTables(tables, options.closing);
+          tables.locks.clear();
+          this.#hooks.say(process.name, `meets incarnation ${this.incarnation} of its database, and closes it`);
+        }
+        const alive = [...tables.nodes].some(
+          ([node, seen]) => node !== options.node && seen > this.clock - options.goneMs,
+        );
+        if (!alive)
+          for (const head of tables.heads.values())
+            if (head.confirmed && head.state !== "replica")
+              tables.heads.set(head.shard, { ...head, confirmed: false, revision: head.revision + 1 });
+        return this.incarnation;
+      },
+      "all",
+    );
   }
 
   /** Keeps copies of the last two seconds, to go back to. */
@@ -193,6 +255,7 @@ export class MemoryDatabase {
     this.tables = copyOf(copy.tables);
     this.#snapshots = this.#snapshots.filter((other) => other.at <= copy.at);
     this.incarnation++;
+    this.#dropLocks();
     return copy.at;
   }
 }

@@ -218,7 +218,7 @@ export class Faults {
     const { s, databases } = this.#w;
     const database = databases.get(site);
     if (database === undefined || !this.#active) return;
-    const termMs = this.#w.shape.settings.termMs;
+    const termMs = this.#w.shape.settings.coordinatorTermMs;
     database.ahead = database.ahead === 0 ? s.between(0.6, 1) * termMs : 0;
     this.#w.say(site, `its database's clock is ${database.ahead.toFixed(0)} ms ahead`);
     s.after(s.between(300, 3_000), null, () => this.#jump(site));

@@ -1,4 +1,3 @@
-import { mends, type Mend } from "./mends.js";
 import { rules, type Rule } from "./rules.js";
 import { run, type RunResult } from "./world.js";
 
@@ -17,7 +16,7 @@ function tell(result: RunResult): string {
 /** One seed, exactly as it always is. */
 async function replay(seed: number, off: ReadonlySet<Rule>): Promise<void> {
   const story: string[] = [];
-  const result = await run(seed, { off, plain, long: has("long"), ...(has("story") ? { story } : {}) });
+  const result = await run(seed, { off, long: has("long"), ...(has("story") ? { story } : {}) });
   for (const line of story) out(line);
   out(
     `seed ${seed}: ${tell(result)}; ${result.events} events, ${JSON.stringify(result.counts)}, healed in ${result.healedMs.toFixed(0)} ms`,
@@ -29,7 +28,7 @@ async function many(from: number, seeds: number, off: ReadonlySet<Rule>): Promis
   const began = performance.now();
   const sum = { events: 0, opens: 0, answers: 0, records: 0, divergent: 0, worst: 0, failed: 0 };
   for (let seed = from; seed < from + seeds; seed++) {
-    const result = await run(seed, { off, plain, long: has("long") });
+    const result = await run(seed, { off, long: has("long") });
     sum.events += result.events;
     sum.opens += result.counts.opens;
     sum.answers += result.counts.answers;
@@ -63,12 +62,6 @@ async function bite(seeds: number, names: readonly Rule[]): Promise<void> {
   }
 }
 
-/** Mends that are left out: all, or those named. */
-const plain = new Set(
-  args.flatMap((arg, at) =>
-    args[at - 1] === "--plain-of" ? arg.split(",") : arg === "--plain" ? Object.keys(mends) : [],
-  ),
-) as Set<Mend>;
 // Refusals are errors too, and there are many: without stack traces they are cheap.
 if (!has("seed")) Error.stackTraceLimit = 0;
 const named = args.flatMap((arg, at) =>

@@ -1,5 +1,5 @@
 import { comparePlaces, position as toPosition, type Partition, type ShardId } from "../../shards/ids.js";
-import type { ClusterRow } from "../../replication/entities.js";
+import type { ClusterRow, KeyRow } from "../../replication/entities.js";
 import { fold, type FoldStep } from "../../replication/fold.js";
 import type { FullHead } from "../../replication/heads.js";
 import { decodeRecord, type BatchHeader, type OpenBody } from "../../replication/record.js";
@@ -24,7 +24,7 @@ export interface ReplicaFaults {
   ignoresEpochs?: boolean;
 }
 
-const copied = ["heads", "rows", "outbox", "divergent", "restores"] as const;
+const copied = ["heads", "rows", "keys", "outbox", "divergent", "restores"] as const;
 
 /** ReplicaStore on a datacenter's tables: the real fold, and around it what replication/replica-store.ts does in SQL. */
 export class MemoryReplicaStore implements ReplicaStore {
@@ -40,27 +40,32 @@ export class MemoryReplicaStore implements ReplicaStore {
   }
 
   apply(stretches: readonly Stretch[]): Promise<Applied> {
-    return this.database.run(this.process, "apply", (tables) => {
-      for (const { from, messages } of stretches)
-        if (messages.some((message, index) => message.sequence !== from + 1 + index))
-          throw new Error("a stretch of the log has a gap");
-      for (const { partition, from } of stretches)
-        if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
-      // A transaction: what it changed counts only if nothing of it fails.
-      const draft: Tables = { ...tables };
-      for (const name of copied) Object.assign(draft, { [name]: new Map<unknown, unknown>(tables[name]) });
-      const told: [Incoming, FullHead, FoldStep][] = [];
-      const applied = this.#fold(
-        draft,
-        stretches.flatMap((stretch) => stretch.messages),
-        told,
-      );
-      for (const { partition, from, messages } of stretches)
-        tables.progress.set(partition, messages.at(-1)?.sequence ?? from);
-      for (const name of copied) replace(tables[name] as Map<never, never>, draft[name]);
-      for (const [message, before, step] of told) this.hooks.applied(this.database.site, message, before, step);
-      return applied;
-    });
+    return this.database.run(
+      this.process,
+      "apply",
+      (tables) => {
+        for (const { from, messages } of stretches)
+          if (messages.some((message, index) => message.sequence !== from + 1 + index))
+            throw new Error("a stretch of the log has a gap");
+        for (const { partition, from } of stretches)
+          if ((tables.progress.get(partition) ?? 0) !== from) throw new Overtaken();
+        // A transaction: what it changed counts only if nothing of it fails.
+        const draft: Tables = { ...tables };
+        for (const name of copied) Object.assign(draft, { [name]: new Map<unknown, unknown>(tables[name]) });
+        const told: [Incoming, FullHead, FoldStep][] = [];
+        const applied = this.#fold(
+          draft,
+          stretches.flatMap((stretch) => stretch.messages),
+          told,
+        );
+        for (const { partition, from, messages } of stretches)
+          tables.progress.set(partition, messages.at(-1)?.sequence ?? from);
+        for (const name of copied) replace(tables[name] as Map<never, never>, draft[name]);
+        for (const [message, before, step] of told) this.hooks.applied(this.database.site, message, before, step);
+        return applied;
+      },
+      [...new Set(stretches.flatMap((stretch) => stretch.messages.map((message) => message.shard)))],
+    );
   }
 
   #fold(tables: Tables, messages: readonly Incoming[], told: [Incoming, FullHead, FoldStep][]): Applied {
@@ -96,9 +101,10 @@ export class MemoryReplicaStore implements ReplicaStore {
           const { epoch } = step.head;
           message.batch.records.slice(step.skip).forEach((bytes, index) => {
             const record = decodeRecord(bytes);
-            if (record.cluster === undefined) return;
             const place = { changedEpoch: epoch, changedPosition: toPosition(head.position + 1 + index) };
-            putRow(tables, { ...record.cluster, ...place }, this.faults.ignoresEpochs === true);
+            if (record.cluster !== undefined)
+              putRow(tables, { ...record.cluster, ...place }, this.faults.ignoresEpochs === true);
+            if (record.key !== undefined) putKey(tables, { ...record.key, ...place });
           });
           tables.heads.set(head.shard, { ...head, ...step.head });
           if (message.header !== null) committedAt.set(head.shard, message.header.committedAt);
@@ -159,6 +165,21 @@ export function putRow(tables: Tables, row: ClusterRow, byPositionAlone = false)
   if (newer) tables.rows.set(row.id, row);
 }
 
+export const keyOf = (row: { readonly shard: number; readonly key: string }): string => `${row.shard}/${row.key}`;
+
+export function putKey(tables: Tables, row: KeyRow): void {
+  const before = tables.keys.get(keyOf(row));
+  const newer =
+    before === undefined ||
+    comparePlaces(
+      { epoch: before.changedEpoch, position: before.changedPosition },
+      { epoch: row.changedEpoch, position: row.changedPosition },
+    ) < 0;
+  if (newer) tables.keys.set(keyOf(row), row);
+  for (const [at, aside] of tables.divergent)
+    if (aside.key === row.key && at.startsWith(`${row.shard}/`)) tables.divergent.set(at, { ...aside, open: false });
+}
+
 const tailOf = (tables: Tables, head: FullHead, last: number): OutboxEntry[] =>
   (tables.outbox.get(head.shard) ?? []).filter((row) => row.epoch === head.epoch && row.position > last);
 
@@ -173,11 +194,18 @@ function setAside(tables: Tables, head: FullHead, last: number): number {
   const all = tables.outbox.get(head.shard) ?? [];
   const tail = tailOf(tables, head, last);
   for (const row of tail) {
-    const { cluster } = decodeRecord(row.record);
+    const { cluster, key } = decodeRecord(row.record);
     if (cluster === undefined) continue;
-    tables.divergent.set(`${head.shard}/${row.epoch}/${row.position}`, cluster.name);
+    tables.divergent.set(`${head.shard}/${row.epoch}/${row.position}`, {
+      mark: cluster.name,
+      key: key?.key ?? null,
+      open: true,
+    });
     remove(tables, head.shard, cluster.id);
   }
+  for (const [at, row] of tables.keys)
+    if (row.shard === head.shard && row.changedEpoch === head.epoch && row.changedPosition > last)
+      tables.keys.delete(at);
   tables.outbox.set(
     head.shard,
     all.filter((row) => !tail.includes(row)),

@@ -1,13 +1,15 @@
-import type { OpenRequest, OpenResult, OwnershipLog } from "../../shards/ownership-log.js";
-import type { Head } from "../../shards/map.js";
-import { ShardMap } from "../../shards/map.js";
-import type { SiteSet } from "../../shards/site-set.js";
-import { SiteWord, type Heartbeat, type SiteAnswer, type SiteWordOptions } from "../../shards/site-word.js";
-import type { ShardStore, Vote, VoteStore } from "../../shards/store.js";
-import type { Messenger } from "../../infra/nats/messaging.js";
 import { pack } from "msgpackr";
+import type { Messenger } from "../../infra/nats/messaging.js";
+import { LogOwnership } from "../../replication/ownership.js";
+import { OwnerGate } from "../../services/engine/gate.js";
+import type { ShardId } from "../../shards/ids.js";
+import { Lease } from "../../shards/lease.js";
+import { ShardMap, type Head } from "../../shards/map.js";
+import { SiteWord, type Heartbeat } from "../../shards/site-word.js";
+import type { ShardStore, Vote, VoteStore } from "../../shards/store.js";
+import type { Settings } from "./node.js";
 
-/** Rules that can be removed from outside, by what is put around the real classes or below them. Letters are DESIGN.md's, section 4. */
+/** Rules that can be removed from outside, by what is put around the real classes or in their place. Letters are DESIGN.md's, section 4. */
 export const rules = {
   "a-promise": "a site votes although its promise has not run out",
   "a-durable": "a site's votes are in its process's memory alone",
@@ -33,58 +35,107 @@ export const rules = {
   "i-ack": "acknowledgements count under any incarnation",
   cas: "the log takes every append",
   "vote-majority": "a site that does not answer counts as a vote",
-  "lease-majority": "the own site's promise is enough for a lease",
+  "lease-majority": "one site's promise is enough for a lease",
   "applier-epoch": "the applier takes records of any epoch, and rows compare by position alone",
 } as const;
 
 export type Rule = keyof typeof rules;
 export type Off = ReadonlySet<Rule>;
 
-/** The real word of a site, with rules of its removed. */
-export class TamperedWord extends SiteWord {
-  #first = true;
-  readonly #own: SiteWordOptions;
+type Prototype = Record<string, unknown>;
 
-  constructor(
-    options: SiteWordOptions,
-    private readonly off: Off,
-  ) {
-    super(options);
-    this.#own = options;
-  }
+/**
+ * Takes rules out of the real classes. One run at a time: what is replaced is replaced for all.
+ * @returns puts them back
+ */
+export function remove(off: Off, settings: Settings): () => void {
+  const undo: (() => void)[] = [];
+  const replace = (of: object, name: string, make: (before: PropertyDescriptor) => PropertyDescriptor): void => {
+    const before = Object.getOwnPropertyDescriptor(of, name);
+    if (before === undefined) throw new TypeError(`there is no ${name} to replace`);
+    Object.defineProperty(of, name, { ...before, ...make(before) });
+    undo.push(() => Object.defineProperty(of, name, before));
+  };
+  /** `instead` is called as the method, with the method itself as its first argument. */
+  const method = (of: object, name: string, instead: (was: never, ...args: never[]) => unknown): void =>
+    replace(of, name, ({ value }) => ({
+      value(this: unknown, ...args: never[]) {
+        const was = (...own: unknown[]): unknown => (value as (...a: unknown[]) => unknown).apply(this, own);
+        return (instead as (...a: unknown[]) => unknown).call(this, was, ...args);
+      },
+    }));
 
-  override get silenceMs(): number {
-    if (this.off.has("b-silence") && this.#first) return 0;
-    return this.off.has("c-term") ? this.#own.leaseMs * 1.02 + 50 : super.silenceMs;
+  if (off.has("a-promise")) method(SiteWord.prototype, "free", () => true);
+  if (off.has("b-silence") || off.has("c-term")) {
+    const spoke = new WeakSet<object>();
+    const short = settings.leaseMs * 1.02 + 50;
+    replace(SiteWord.prototype, "silenceMs", (before) => ({
+      get(this: object): number {
+        if (off.has("b-silence") && !spoke.has(this)) return 0;
+        return off.has("c-term") ? short : (before.get?.call(this) as number);
+      },
+    }));
+    method(
+      SiteWord.prototype,
+      "lockHeld",
+      async function (this: object, was: (...a: unknown[]) => Promise<void>, ...a: unknown[]) {
+        await was(...a);
+        spoke.add(this);
+      },
+    );
   }
-
-  override async lockHeld(askedAt: number, fresh: boolean): Promise<void> {
-    await super.lockHeld(askedAt, fresh);
-    this.#first = false;
-  }
-
-  override heartbeat(heartbeat: Heartbeat): SiteAnswer | undefined {
-    const { site } = this.#own;
-    const incarnation = this.#own.incarnation();
-    const [theirs, number] = heartbeat.acks[site] ?? [0, 0];
-    let ack: [number, number] = [theirs, number];
-    if (this.off.has("a-refuse")) ack = [incarnation, Infinity];
-    else if (this.off.has("a-all") && number >= 1) ack = [theirs, Infinity];
-    else if (this.off.has("i-ack")) ack = [incarnation, number];
-    return super.heartbeat({ ...heartbeat, acks: { ...heartbeat.acks, [site]: ack } });
-  }
-
-  override free(target: string): boolean {
-    return this.off.has("a-promise") || super.free(target);
-  }
-}
-
-/** A view that believes whatever came last. */
-export class BelievingMap extends ShardMap {
-  override adopt(head: Head): boolean {
-    const known = this.get(head.shard);
-    return super.adopt({ ...head, revision: (known?.revision ?? 0) + 1 });
-  }
+  if (off.has("a-refuse") || off.has("a-all") || off.has("i-ack"))
+    method(SiteWord.prototype, "heartbeat", (was: SiteWord["heartbeat"], heartbeat: Heartbeat) => {
+      const answer = was(heartbeat);
+      if (answer?.kind !== "refusal") return answer;
+      const [incarnation, number] = heartbeat.acks[answer.site] ?? [0, 0];
+      const once = off.has("a-all") && incarnation === answer.incarnation && number >= 1;
+      if (!once && !off.has("a-refuse") && !(off.has("i-ack") && number >= answer.vote.number && incarnation > 0))
+        return answer;
+      return was({ ...heartbeat, acks: { ...heartbeat.acks, [answer.site]: [answer.incarnation, Infinity] } });
+    });
+  if (off.has("d-stop")) method(Lease.prototype, "drop", () => undefined);
+  if (off.has("lease-majority"))
+    method(Lease.prototype, "promised", (was: Lease["promised"], beat: number, site: string) => was(beat, site, 1));
+  if (off.has("h-forward"))
+    method(ShardMap.prototype, "adopt", function (this: ShardMap, was: ShardMap["adopt"], head: Head) {
+      return was({ ...head, revision: (this.get(head.shard)?.revision ?? 0) + 1 });
+    });
+  if (off.has("e-epoch"))
+    method(
+      LogOwnership.prototype,
+      "open",
+      async (was: LogOwnership["open"], request: Parameters<LogOwnership["open"]>[0], deadline: number) => {
+        const result = await was(request, deadline);
+        if (request.kind !== "takeover" || request.from === request.to) return result;
+        if (result.kind !== "moved" || result.owner === request.to) return result;
+        return was({ ...request, against: result.epoch, from: result.owner }, deadline);
+      },
+    );
+  const enter = off.has("f-lease") || off.has("f-before");
+  const leave = off.has("f-lease") || off.has("f-after");
+  const lenient = (gate: OwnerGate): OwnerGate =>
+    new OwnerGate({
+      ...((gate as unknown as Prototype)["o"] as ConstructorParameters<typeof OwnerGate>[0]),
+      leases: { valid: true },
+    });
+  type Ask = (this: OwnerGate, shard: ShardId, after?: boolean) => number;
+  if (enter)
+    replace(OwnerGate.prototype, "enter", ({ value }) => ({
+      value(this: OwnerGate, shard: ShardId) {
+        return (value as Ask).call(lenient(this), shard);
+      },
+    }));
+  if (leave) method(OwnerGate.prototype, "mayAcknowledge", () => true);
+  if (enter || leave)
+    replace(OwnerGate.prototype, "held", ({ value }) => ({
+      value(this: OwnerGate, shard: ShardId, after?: boolean) {
+        return (value as Ask).call((after === true ? leave : enter) ? lenient(this) : this, shard);
+      },
+    }));
+  return () => {
+    for (const put of undo.reverse()) put();
+  };
 }
 
 export function tamperedVotes(store: VoteStore, off: Off): VoteStore {
@@ -147,17 +198,6 @@ export function tamperedStore<T extends ShardStore>(store: T, off: Off): ShardSt
   };
 }
 
-/** A candidate whose shard moved on goes after the newer epoch. */
-export function tamperedOwnership(ownership: OwnershipLog, off: Off): OwnershipLog {
-  if (!off.has("e-epoch")) return ownership;
-  const open = async (request: OpenRequest, deadline: number): Promise<OpenResult> => {
-    const result = await ownership.open(request, deadline);
-    if (result.kind !== "moved" || result.owner === request.to) return result;
-    return ownership.open({ ...request, against: result.epoch, from: result.owner }, deadline);
-  };
-  return { open };
-}
-
 /** Votes of sites that do not answer are made up. */
 export function tamperedMessenger(messenger: Messenger, off: Off): Messenger {
   if (!off.has("vote-majority")) return messenger;
@@ -165,19 +205,9 @@ export function tamperedMessenger(messenger: Messenger, off: Off): Messenger {
     publish: (subject, data) => messenger.publish(subject, data),
     subscribe: (subject, handler, options) => messenger.subscribe(subject, handler, options),
     request: (subject, data, timeoutMs) =>
-      messenger
-        .request(subject, data, timeoutMs)
-        .catch(() => pack({ site: subject.slice(subject.lastIndexOf(".") + 1) })),
+      messenger.request(subject, data, timeoutMs).catch((error: unknown) => {
+        if (!subject.includes(".vote.")) throw error;
+        return pack({ site: subject.slice(subject.lastIndexOf(".") + 1) });
+      }),
   };
 }
-
-/** A set of one: the own site's word is enough, others' answers still come. */
-export const loneSet = (set: SiteSet, off: Off): SiteSet => {
-  if (!off.has("lease-majority")) return set;
-  const sites = set.sites.slice();
-  // `promisesNeeded` asks for the number of sites, the rest of the keeper for their names.
-  return {
-    ...set,
-    sites: Object.assign(Object.create(sites) as typeof sites, { length: 1, some: sites.some.bind(sites) }),
-  };
-};

@@ -128,6 +128,8 @@ export class Process {
   suspended = 0;
   /** Incarnation of its database that it knows. */
   knows = 0;
+  /** Epochs in which it last held shards; only where a rule is removed. */
+  held: Map<number, number> | undefined;
   onIncarnation: () => void = () => undefined;
   readonly time: SimTime;
 

@@ -28,16 +28,18 @@ export function shapeOf(seed: number): Shape {
     marginMs: 40,
     heartbeatMs: 120,
     dbDeadMs: 900,
-    termMs: 360,
+    coordinatorTermMs: 360,
     restateMs: 4_000,
+    successors: [],
   };
   const usual: Settings = {
     leaseMs: 1_500,
     marginMs: 100,
     heartbeatMs: 200,
     dbDeadMs: 2_500,
-    termMs: 900,
+    coordinatorTermMs: 900,
     restateMs: 10_000,
+    successors: [],
   };
   const five = seed % 40 === 7;
   const two = seed % 10 === 5;

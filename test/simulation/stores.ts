@@ -5,7 +5,7 @@ import { transition } from "../../shards/states.js";
 import type { ShardStore, Vote, VoteStore } from "../../shards/store.js";
 import type { FullHead } from "../../replication/heads.js";
 import type { Outbox } from "../../replication/publisher.js";
-import { closeTables, waitingOf, type MemoryDatabase, type Tables, type Waiting } from "./database.js";
+import { closeTables, type MemoryDatabase, type Tables } from "./database.js";
 import type { Process } from "./scheduler.js";
 
 /** ShardStore and VoteStore on a datacenter's tables, statement by statement as shards/postgres-store.ts. */
@@ -13,8 +13,7 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   constructor(
     private readonly database: MemoryDatabase,
     private readonly process: Process,
-    /** Hears what each statement that reads heads saw of rows that wait. */
-    private readonly waits: (waiting: Waiting) => void,
+    private readonly faults: { readonly forgetsFences?: boolean } = {},
   ) {}
 
   heads(): Promise<Head[]> {
@@ -26,21 +25,25 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     voter: { readonly site: string; readonly incarnation: number },
     closing: number,
   ): Promise<Head[]> {
-    return this.#heads("fence", (tables) => {
-      const before = tables.incarnations.get(voter.site);
-      tables.incarnations.set(voter.site, Math.max(before ?? 0, voter.incarnation));
-      for (const [shard, epoch] of Object.entries(epochs)) {
-        const head = tables.heads.get(Number(shard));
-        if (head === undefined || head.fencedThrough >= epoch) continue;
-        tables.heads.set(head.shard, {
-          ...head,
-          fencedThrough: epoch as Epoch,
-          state: head.epoch <= epoch ? (transition(head.state, "fence")?.next ?? head.state) : head.state,
-          revision: head.revision + 1,
-        });
-      }
-      if (before !== undefined && before < voter.incarnation) closeTables(tables, closing);
-    });
+    return this.#heads(
+      "fence",
+      (tables) => {
+        const before = tables.incarnations.get(voter.site);
+        tables.incarnations.set(voter.site, Math.max(before ?? 0, voter.incarnation));
+        for (const [shard, epoch] of Object.entries(epochs)) {
+          const head = tables.heads.get(Number(shard));
+          if (head === undefined || head.fencedThrough >= epoch) continue;
+          tables.heads.set(head.shard, {
+            ...head,
+            fencedThrough: this.faults.forgetsFences === true ? head.fencedThrough : (epoch as Epoch),
+            state: head.epoch <= epoch ? (transition(head.state, "fence")?.next ?? head.state) : head.state,
+            revision: head.revision + 1,
+          });
+        }
+        if (before !== undefined && before < voter.incarnation) closeTables(tables, closing);
+      },
+      "all",
+    );
   }
 
   incarnations(): Promise<Map<string, number>> {
@@ -64,13 +67,18 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   }
 
   confirm(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
-    return this.database.run(this.process, "confirm", (tables) => {
-      const head = tables.heads.get(shard);
-      if (head === undefined || head.epoch !== epoch || (head.state !== "owned" && head.state !== "moving")) return;
-      const confirmed = { ...head, confirmed: true, revision: head.revision + 1 };
-      tables.heads.set(shard, confirmed);
-      return confirmed;
-    });
+    return this.database.run(
+      this.process,
+      "confirm",
+      (tables) => {
+        const head = tables.heads.get(shard);
+        if (head === undefined || head.epoch !== epoch || (head.state !== "owned" && head.state !== "moving")) return;
+        const confirmed = { ...head, confirmed: true, revision: head.revision + 1 };
+        tables.heads.set(shard, confirmed);
+        return confirmed;
+      },
+      [shard],
+    );
   }
 
   refreshNode(node: string, _url: string, goneMs: number): Promise<string[]> {
@@ -86,60 +94,71 @@ export class MemoryShardStore implements ShardStore, VoteStore {
   }
 
   beginMove(shard: ShardId, epoch: Epoch, node: string, goneMs: number) {
-    return this.database.run(this.process, "begin move", (tables) => {
-      const head = tables.heads.get(shard);
-      if (head === undefined || head.epoch !== epoch || head.state !== "owned" || !head.confirmed) return null;
-      const moving: FullHead = { ...head, state: "moving", revision: head.revision + 1 };
-      tables.heads.set(shard, moving);
-      const now = this.database.clock;
-      const nodes = [...tables.nodes].filter(([other, seen]) => other !== node && seen > now - goneMs);
-      return { head: moving, nodes: nodes.map(([other]) => other) };
-    });
+    return this.database.run(
+      this.process,
+      "begin move",
+      (tables) => {
+        const head = tables.heads.get(shard);
+        if (head === undefined || head.epoch !== epoch || head.state !== "owned" || !head.confirmed) return null;
+        const moving: FullHead = { ...head, state: "moving", revision: head.revision + 1 };
+        tables.heads.set(shard, moving);
+        const now = this.database.clock;
+        const nodes = [...tables.nodes].filter(([other, seen]) => other !== node && seen > now - goneMs);
+        return { head: moving, nodes: nodes.map(([other]) => other) };
+      },
+      [shard],
+    );
   }
 
   endMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
-    return this.database.run(this.process, "end move", (tables) => {
-      const head = tables.heads.get(shard);
-      if (head?.epoch !== epoch || head.state !== "moving" || head.epoch <= head.fencedThrough || head.closing !== 0)
-        return;
-      const back: FullHead = { ...head, state: "owned", revision: head.revision + 1 };
-      tables.heads.set(shard, back);
-      return back;
-    });
+    return this.database.run(
+      this.process,
+      "end move",
+      (tables) => {
+        const head = tables.heads.get(shard);
+        if (head?.epoch !== epoch || head.state !== "moving" || head.epoch <= head.fencedThrough || head.closing !== 0)
+          return;
+        const back: FullHead = { ...head, state: "owned", revision: head.revision + 1 };
+        tables.heads.set(shard, back);
+        return back;
+      },
+      [shard],
+    );
   }
 
   suspendMove(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
-    return this.database.run(this.process, "suspend move", (tables) => {
-      const head = tables.heads.get(shard);
-      if (head?.epoch !== epoch || head.state !== "moving") return;
-      const suspended: FullHead = { ...head, state: "suspended", revision: head.revision + 1 };
-      tables.heads.set(shard, suspended);
-      return suspended;
-    });
+    return this.database.run(
+      this.process,
+      "suspend move",
+      (tables) => {
+        const head = tables.heads.get(shard);
+        if (head?.epoch !== epoch || head.state !== "moving") return;
+        const suspended: FullHead = { ...head, state: "suspended", revision: head.revision + 1 };
+        tables.heads.set(shard, suspended);
+        return suspended;
+      },
+      [shard],
+    );
   }
 
   renounce(shard: ShardId, epoch: Epoch): Promise<Head | undefined> {
-    return this.database.run(this.process, "renounce", (tables) => {
-      const head = tables.heads.get(shard);
-      if (head === undefined) return;
-      const fenced: FullHead = {
-        ...head,
-        fencedThrough: Math.max(head.fencedThrough, epoch) as Epoch,
-        state: head.epoch <= epoch ? (transition(head.state, "fence")?.next ?? head.state) : head.state,
-        revision: head.revision + 1,
-      };
-      tables.heads.set(shard, fenced);
-      return fenced;
-    });
-  }
-
-  /** Not in the product: what another process moves is suspended, so that it can't be called off any more. */
-  claim(driven: (shard: ShardId) => boolean): Promise<Head[]> {
-    return this.#heads("claim", (tables) => {
-      for (const head of tables.heads.values())
-        if (head.state === "moving" && !driven(head.shard))
-          tables.heads.set(head.shard, { ...head, state: "suspended", revision: head.revision + 1 });
-    });
+    return this.database.run(
+      this.process,
+      "renounce",
+      (tables) => {
+        const head = tables.heads.get(shard);
+        if (head === undefined) return;
+        const fenced: FullHead = {
+          ...head,
+          fencedThrough: Math.max(head.fencedThrough, epoch) as Epoch,
+          state: head.epoch <= epoch ? (transition(head.state, "fence")?.next ?? head.state) : head.state,
+          revision: head.revision + 1,
+        };
+        tables.heads.set(shard, fenced);
+        return fenced;
+      },
+      [shard],
+    );
   }
 
   load(): Promise<Map<string, Vote>> {
@@ -154,13 +173,17 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     });
   }
 
-  async #heads(what: string, work: (tables: Tables) => void): Promise<Head[]> {
-    const { heads, waiting } = await this.database.run(this.process, what, (tables) => {
-      work(tables);
-      return { heads: [...tables.heads.values()], waiting: waitingOf(this.database) };
-    });
-    this.waits(waiting);
-    return heads;
+  #heads(what: string, work: (tables: Tables) => void, touches: readonly number[] | "all" = []): Promise<Head[]> {
+    return this.database.run(
+      this.process,
+      what,
+      (tables) => {
+        work(tables);
+        const waiting = new Set([...tables.restores.values()].map((restore) => restore.shard));
+        return [...tables.heads.values()].map((head) => ({ ...head, waits: waiting.has(head.shard) }));
+      },
+      touches,
+    );
   }
 }
 

@@ -2,7 +2,6 @@ import type { Fields, Logger } from "../../infra/logger.js";
 import { silentLogger } from "../../infra/logger.js";
 import { encodeBatch } from "../../replication/record.js";
 import { epoch, partition, partitionOf, position, shardId } from "../../shards/ids.js";
-import { Lease } from "../../shards/lease.js";
 import type { SiteSet } from "../../shards/site-set.js";
 import { firstOwner } from "../../shards/successor.js";
 import type { Vote } from "../../shards/store.js";
@@ -10,20 +9,17 @@ import { Checker, Violation } from "./checker.js";
 import { runClients } from "./clients.js";
 import { MemoryDatabase } from "./database.js";
 import { Faults } from "./faults.js";
-import type { Mend } from "./mends.js";
 import { MemoryLog } from "./memory-log.js";
 import { Network } from "./network.js";
 import { startNode, type SimNode } from "./node.js";
-import type { Off } from "./rules.js";
+import { remove, type Off } from "./rules.js";
 import { Process, Scheduler } from "./scheduler.js";
 import { shapeOf, type Shape } from "./shape.js";
 import { startWitness } from "./witness.js";
 
 export interface RunOptions {
   readonly off?: Off;
-  /** Mends of mends.ts that are left out: the product as it is there. */
-  readonly plain?: ReadonlySet<Mend>;
-  /** Faults go on for longer; so they do where rules or mends are left out. */
+  /** Faults go on for longer; so they do where rules are left out. */
   readonly long?: boolean;
   /** Lines of the run's history are pushed here. */
   readonly story?: string[];
@@ -42,13 +38,11 @@ const healWithinMs = 20_000;
 
 /** Runs one seed: start, faults, healing, the final comparison. The same seed gives the same run, event by event. */
 export async function run(seed: number, options: RunOptions = {}): Promise<RunResult> {
-  const drop = Object.getOwnPropertyDescriptor(Lease.prototype, "drop");
-  // The lease is not dropped: the one rule that has no other place to be removed at.
-  if (options.off?.has("d-stop") === true) Lease.prototype.drop = () => undefined;
+  const restore = remove(options.off ?? new Set(), shapeOf(seed).settings);
   try {
     return await new World(seed, options).run();
   } finally {
-    if (drop !== undefined) Object.defineProperty(Lease.prototype, "drop", drop);
+    restore();
   }
 }
 
@@ -66,7 +60,6 @@ export class World {
   readonly faults: Faults;
   healing = false;
   readonly #off: Off;
-  readonly #plain: ReadonlySet<Mend>;
   readonly #story: string[] | undefined;
   readonly #long: boolean;
   readonly #files = new Map<string, Map<string, Vote>>();
@@ -77,9 +70,8 @@ export class World {
     options: RunOptions,
   ) {
     this.#off = options.off ?? new Set();
-    this.#plain = options.plain ?? new Set();
     this.#story = options.story;
-    this.#long = options.long === true || this.#off.size + this.#plain.size > 0;
+    this.#long = options.long === true || this.#off.size > 0;
     this.shape = shapeOf(seed);
     const { shape } = this;
     this.s = new Scheduler(seed);
@@ -144,7 +136,7 @@ export class World {
     try {
       for (const { name, witness } of this.siteSet.sites)
         for (let n = 1; n <= (witness ? 1 : shape.nodes); n++) this.start(name, `${name}-${n}`);
-      const warm = (shape.settings.leaseMs + shape.settings.termMs) * 1.1 + 400;
+      const warm = (shape.settings.leaseMs + shape.settings.coordinatorTermMs) * 1.1 + 400;
       await s.run(warm);
       this.faults.begin();
       await s.run(warm + (this.#long ? shape.longMs : shape.faultsMs));
@@ -196,14 +188,12 @@ export class World {
     process.onIncarnation = () => again("the database's incarnation changed");
     startNode({
       ...this.#common,
-      mended: (mend: Mend) => !this.#plain.has(mend),
       process,
       database,
       logger,
       log: this.log,
       random: this.s.random,
       hooks: this.#hooks,
-      say: (text: string) => this.say(name, text),
     }).then((node) => {
       if (process.dead) return;
       this.nodes.set(name, node);
