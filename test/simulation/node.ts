@@ -22,7 +22,7 @@ export interface Settings {
   readonly dbDeadMs: number;
   readonly coordinatorTermMs: number;
   readonly restateMs: number;
-  readonly successors: readonly string[];
+  readonly successors: string[];
 }
 
 export interface NodeParts {
