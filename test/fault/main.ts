@@ -3,6 +3,8 @@ import { seededRandom } from "../../infra/random.js";
 import { startStack } from "../harness/stack.js";
 import { faults } from "./faults.js";
 import { runRounds } from "./rounds.js";
+import { runCase } from "./switchover.js";
+import { switchoverCases } from "./switchover-cases.js";
 
 const help = `Usage: npm run chaos -- --scenario NAME [options]
 
@@ -11,6 +13,7 @@ was recorded against the invariants of DESIGN.md.
 
 Scenarios:
 ${faults.map(({ name, what }) => `  ${name.padEnd(15)} ${what}`).join("\n")}
+  switchover      planned moves that go wrong at each of their steps; a round is every case once
 
 Options:
   --rounds N     how often (default 5)
@@ -34,6 +37,7 @@ async function main(argv: string[]): Promise<number> {
     process.stdout.write(help);
     return 0;
   }
+  if (options.scenario === "switchover") return switchovers(options.rounds, options.json);
   const fault = faults.find(({ name }) => name === options.scenario);
   if (fault === undefined) {
     process.stderr.write(`there is no scenario ${options.scenario}\n\n${help}`);
@@ -77,6 +81,32 @@ async function main(argv: string[]): Promise<number> {
   } finally {
     await stack.stop();
   }
+}
+
+async function switchovers(rounds: number, json: boolean): Promise<number> {
+  const stack = await startStack({ rttMs: 0, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+  const results: { readonly name: string; readonly ok: boolean; readonly result: string }[] = [];
+  try {
+    for (let round = 0; round < rounds; round++)
+      for (const [index, one] of switchoverCases.entries()) {
+        let result: string;
+        let ok = true;
+        try {
+          const { from, to, owner, epochs, ms } = await runCase(stack, one, round * switchoverCases.length + index);
+          result = `${from} -> ${to}: ${owner} owns it, ${epochs} epochs later; written again after ${Math.round(ms)} ms`;
+        } catch (error) {
+          ok = false;
+          result = (error as Error).message;
+        }
+        results.push({ name: one.name, ok, result });
+        (json ? process.stderr : process.stdout).write(`${ok ? "ok  " : "FAIL"} ${one.name}\n       ${result}\n`);
+      }
+  } finally {
+    await stack.stop();
+  }
+  const ok = results.every((each) => each.ok);
+  if (json) process.stdout.write(`${JSON.stringify({ ok, scenario: "switchover", results })}\n`);
+  return ok ? 0 : 1;
 }
 
 function parse(
