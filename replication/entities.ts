@@ -79,6 +79,8 @@ export interface TaskRow {
   readonly clusterId: string;
   readonly name: string;
   readonly node: string | null;
+  /** Of a stage per service: the node's service that it is about. */
+  readonly service: string | null;
   readonly stage: string;
   readonly stageIndex: number;
   readonly attempt: number;
@@ -88,9 +90,10 @@ export interface TaskRow {
   readonly workerId: string | null;
   /** When it is offered again if its worker stays silent (RFC 3339). */
   readonly leaseUntil: string | null;
+  /** When the running try takes too long (RFC 3339): no heartbeat extends the lease beyond it. */
+  readonly deadline: string | null;
   /** Not offered before (back-off after a failure). */
   readonly notBefore: string | null;
-  readonly input: JsonObject;
   readonly result: JsonObject | null;
   readonly stdout: string | null;
   readonly stderr: string | null;

@@ -86,12 +86,14 @@ export type Command =
     }
   /** The group's own: tokens, tenants, the audit trail. The body null removes it. */
   | { readonly type: "document.put"; readonly kind: string; readonly id: string; readonly body: JsonObject | null }
+  | { readonly type: "worker.delete"; readonly workerId: string; readonly why?: string }
   | { readonly type: "task.heartbeat"; readonly taskId: string; readonly token: string; readonly workerId: string }
   | {
       readonly type: "task.finish";
       readonly taskId: string;
       readonly token: string;
       readonly workerId: string;
+      readonly try?: number;
       readonly status: "ok" | "failed";
       readonly result?: JsonObject;
       readonly stdout?: string;

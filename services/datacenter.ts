@@ -333,6 +333,7 @@ export async function createDatacenter(
     coordinator,
     router,
     queries,
+    catalog,
     dispatcher,
     jobEvents,
     callClient,

@@ -10,7 +10,7 @@ import { clusterView, createCluster, deleteCluster, patchCluster, putCluster } f
 import type { Queries } from "./clusters/queries.js";
 import { putDocument } from "./documents.js";
 import { parseJobId, parseTaskId } from "./jobs/ids.js";
-import { jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
+import { deleteWorker, jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
 
 /** What goes along with a command to its owner. */
 export interface CommandContext {
@@ -48,6 +48,7 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
     case "job.get":
       return known(parseJobId(command.jobId), "job");
     case "worker.put":
+    case "worker.delete":
       return shardOf(command.workerId, shards);
     case "document.put":
       return shardOf(command.id, shards);
@@ -66,6 +67,7 @@ const repeatableTypes = new Set<Command["type"]>([
   "task.finish",
   "worker.put",
   "document.put",
+  "worker.delete",
 ]);
 export const isRepeatable = (command: Command, key: string | null): boolean =>
   key !== null || repeatableTypes.has(command.type);
@@ -181,6 +183,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
         return putWorker({ tenant, id: command.workerId, shard, capacity: command.capacity, labels: command.labels });
       case "document.put":
         return putDocument({ kind: command.kind, id: command.id, shard }, command.body);
+      case "worker.delete":
+        return deleteWorker(tenant, command.workerId, shard, command.why);
       case "task.heartbeat":
         return this.o.tasks.heartbeat(tenant, command.taskId, command.token, command.workerId);
       case "task.finish":

@@ -26,6 +26,7 @@ import { fingerprint, isRepeatable, shardOfCommand, type CommandContext } from "
 import { jobView } from "./jobs/operations.js";
 import { parseJobId } from "./jobs/ids.js";
 import { SeenKeys } from "./seen-keys.js";
+import { isOwnerless, keepsItsMeaning, type FinishCommand, type FinishStore } from "./jobs/finish-store.js";
 import type { Verifier } from "./verify.js";
 
 /** What HTTP stands on, in front of a datacenter's process. */
@@ -37,13 +38,21 @@ export class Face implements Datacenter {
   readonly #quotas: ClusterQuotas;
   readonly #loop: EventLoop;
   readonly #keys: SeenKeys;
+  readonly #finishes: FinishStore;
   readonly #listeners = new Set<(event: DcEvent) => void>();
 
-  constructor(parts: DatacenterParts, verifier: Verifier, quotas: ClusterQuotas, loop: EventLoop) {
+  constructor(
+    parts: DatacenterParts,
+    verifier: Verifier,
+    quotas: ClusterQuotas,
+    loop: EventLoop,
+    finishes: FinishStore,
+  ) {
     this.#p = parts;
     this.#quotas = quotas;
     this.#loop = loop;
     this.#verifier = verifier;
+    this.#finishes = finishes;
     this.name = parts.site;
     this.node = parts.node;
     this.#keys = new SeenKeys(Math.min(600_000, parts.config.idempotencyRetentionMs));
@@ -126,8 +135,23 @@ export class Face implements Datacenter {
           outcome: error instanceof Problem ? error.code : "internal",
           route: "local",
         });
+      if (placed.type === "task.finish" && isOwnerless(error)) throw await this.#kept(context, placed, error);
       throw error;
     }
+  }
+
+  /** A finish without an owner is stored, and forwarded until it is answered; its worker may still repeat it. */
+  async #kept(context: RequestContext, finish: FinishCommand, error: unknown): Promise<unknown> {
+    if (!keepsItsMeaning(finish)) return error;
+    try {
+      const key = await this.#finishes.keep(context.caller, finish, 0);
+      if (key === undefined) return error;
+    } catch {
+      return error;
+    }
+    return new Problem("outcome_unknown", "No owner can be reached; the finish is stored here, to be forwarded.", {
+      cause: error,
+    });
   }
 
   async getCluster(context: RequestContext, id: string): Promise<Reply> {

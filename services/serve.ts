@@ -6,10 +6,13 @@ import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createAccess, TenantWorkers } from "./access/index.js";
+import { createCoopr } from "./coopr/index.js";
 import { createDatacenter } from "./datacenter.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
 import { createHttpServer } from "./http/index.js";
+import { FinishForwarder } from "./jobs/finish-forwarder.js";
+import { FinishStore } from "./jobs/finish-store.js";
 import { BuiltInWorker } from "./jobs/builtin-worker.js";
 import { Verifier } from "./verify.js";
 import { serveWitness } from "./witness.js";
@@ -37,7 +40,17 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
   const guard = createAccess(parts);
   parts.moves.onEnd = guard.ended;
   const loop = new EventLoop(time);
-  const face = new Face(parts, verifier, guard.quotas, loop);
+  const finishes = new FinishStore(parts.data);
+  const face = new Face(parts, verifier, guard.quotas, loop, finishes);
+  const active = (): boolean => parts.replicator.holding;
+  const forwarder = new FinishForwarder({
+    store: finishes,
+    send: (c, o) => face.execute(c, o),
+    time,
+    random,
+    log,
+    active,
+  });
   const divergent = new DivergentOperations(parts, face);
   const http = createHttpServer({
     datacenter: face,
@@ -81,7 +94,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     loop,
     ...parts.services,
     ...guard.services,
-    ...(config.roles.includes("replicator") ? [verifier] : []),
+    ...(config.roles.includes("replicator") ? [verifier, forwarder] : []),
+    ...createCoopr(parts, (context, command) => face.execute(context, command), finishes),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
   ]);

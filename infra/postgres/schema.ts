@@ -26,6 +26,7 @@ export interface Tables {
   nodes: NodesTable;
   locks: LocksTable;
   carriedProgress: CarriedProgressTable;
+  storedFinishes: StoredFinishesTable;
   operations: OperationsTable;
 }
 
@@ -135,6 +136,7 @@ export interface TasksTable {
   clusterId: string;
   name: string;
   node: string | null;
+  service: string | null;
   stage: string;
   stageIndex: number;
   attempt: number;
@@ -142,8 +144,8 @@ export interface TasksTable {
   tries: number;
   workerId: string | null;
   leaseUntil: TimeOrNull;
+  deadline: TimeOrNull;
   notBefore: TimeOrNull;
-  input: Json<Record<string, unknown>>;
   result: Json<Record<string, unknown> | null>;
   stdout: string | null;
   stderr: string | null;
@@ -301,6 +303,17 @@ export interface CarriedProgressTable {
   stages: Json<Record<string, string | null>>;
 }
 
+/** Finishes of tasks that this datacenter has accepted without an answer of the shard's owner: forwarded until there is one. */
+export interface StoredFinishesTable {
+  key: string;
+  tenant: string;
+  principal: string;
+  command: Json;
+  receivedAt: ColumnType<string, never, never>;
+  nextAt: ColumnType<string, never, never>;
+  tries: number;
+}
+
 /** Long operations that this datacenter was asked for. */
 export interface OperationsTable {
   id: string;
@@ -401,6 +414,7 @@ CREATE TABLE tasks (
   cluster_id text NOT NULL,
   name text NOT NULL,
   node text,
+  service text,
   stage text NOT NULL,
   stage_index int NOT NULL,
   attempt int NOT NULL,
@@ -408,14 +422,15 @@ CREATE TABLE tasks (
   tries int NOT NULL,
   worker_id text,
   lease_until timestamptz,
+  deadline timestamptz,
   not_before timestamptz,
-  input jsonb NOT NULL,
   result jsonb,
   stdout text,
   stderr text,
   finished_at timestamptz
 );
 CREATE INDEX tasks_by_job ON tasks (job_id);
+CREATE INDEX tasks_by_end ON tasks (finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX tasks_open ON tasks (shard, status) WHERE status IN ('waiting', 'taken');
 CREATE TABLE workers (
   tenant text NOT NULL,
@@ -552,6 +567,16 @@ CREATE TABLE carried_progress (
   stages jsonb NOT NULL,
   PRIMARY KEY (shard, epoch, part)
 );
+CREATE TABLE stored_finishes (
+  key text PRIMARY KEY,
+  tenant text NOT NULL,
+  principal text NOT NULL,
+  command jsonb NOT NULL,
+  received_at timestamptz NOT NULL DEFAULT now(),
+  next_at timestamptz NOT NULL,
+  tries int NOT NULL DEFAULT 0
+);
+CREATE INDEX stored_finishes_due ON stored_finishes (next_at);
 CREATE TABLE operations (
   id text PRIMARY KEY,
   body jsonb NOT NULL,

@@ -12,7 +12,7 @@ export interface Task {
   readonly stage: string;
   readonly attempt: number;
   readonly token: string;
-  /** `{operation, cluster, node, job, results, fence}`: what it is about, and what earlier stages gave, by node. */
+  /** `{operation, cluster, node, job, results, try, fence}`: what it is about, and what earlier stages gave, by node. */
   readonly input: Readonly<Record<string, unknown>>;
   readonly leaseMs: number;
 }
@@ -134,9 +134,11 @@ export class TaskRun {
 
   async #finish(finish: Finish): Promise<void> {
     const { time, random, log, workerId } = this.#options;
+    const number = this.task.input["try"];
+    const tried = typeof number === "number" ? { try: number } : {};
     for (let tries = 0; !this.#abandon.signal.aborted; tries++) {
       try {
-        const answer = await this.#send("finish", { token: this.task.token, workerId, ...finish }, 10_000);
+        const answer = await this.#send("finish", { token: this.task.token, workerId, ...tried, ...finish }, 10_000);
         if (answer.status < 400) return;
         const body = answer.body as { code?: unknown; retryable?: unknown } | undefined;
         if (answer.status < 500 && body?.retryable !== true) {

@@ -126,6 +126,7 @@ export const heartbeatTask = z.strictObject({ token, workerId });
 export const finishTask = z.strictObject({
   token,
   workerId,
+  try: z.number().int().min(1, "must be at least 1").optional(),
   status: z.enum(["ok", "failed"], "must be ok or failed"),
   result: jsonObject.optional(),
   stdout: z.string().optional(),

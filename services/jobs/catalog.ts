@@ -7,9 +7,9 @@ import { builtInCatalog } from "./catalog-built-in.js";
 /** A barrier of parallel tasks. */
 export interface StageSpec {
   readonly name: string;
-  /** Names of the tasks that each node (or the cluster, `once`) gets. */
+  /** Names of the tasks that each node (each service of each node; or the cluster, `once`) gets. */
   readonly tasks: readonly string[];
-  readonly per: "node" | "once";
+  readonly per: "node" | "service" | "once";
   /** How long one try of a task may take, milliseconds. */
   readonly timeoutMs: number;
   /** How often a task is tried in all before the job fails. */
@@ -35,7 +35,7 @@ const stageSchema = z.strictObject({
     .min(1, "must name at least one task")
     .max(32, "must name at most 32 tasks")
     .optional(),
-  per: z.enum(["node", "once"], "must be node or once").default("node"),
+  per: z.enum(["node", "service", "once"], "must be node, service or once").default("node"),
   timeoutMs: count(1, 7 * 86_400_000).default(30 * 60_000),
   retries: count(1, 100).default(3),
   checkpoint: z.boolean("must be true or false").default(false),

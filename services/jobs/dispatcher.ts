@@ -33,7 +33,12 @@ export interface DispatcherOptions {
 }
 
 export interface TakeOrder extends Wanted {
+  /** Who will hold the task; also the registration's id, unless that is named apart. */
   readonly workerId: string;
+  /** The registration that one of several workers takes under: its capacity is for all of them together. */
+  readonly registration?: { readonly tenant: string; readonly id: string };
+  /** How long the task stays the worker's without a sign of life, milliseconds; default: JobSettings.leaseMs. */
+  readonly leaseMs?: number;
   /** How long to wait for a first task, milliseconds; at most 60 s. */
   readonly waitMs: number;
   readonly max: number;
@@ -47,6 +52,7 @@ interface Waiter {
 
 const longestWaitMs = 60_000;
 const mostPerTake = 100;
+const heldLimit = 2_000;
 /** A registration that was just made elsewhere may still be on its way. */
 const unknownWorkerGraceMs = 500;
 /** A worker that is full, or a write that was refused for the moment, is looked at again after this time. */
@@ -121,6 +127,19 @@ export class Dispatcher implements Service {
   }
 
   /**
+   * A sign of life of all that take under a registration: their tasks here get this much lease; 0: they are offered again.
+   * @returns how many tasks
+   */
+  async heard(registration: string, leaseMs: number): Promise<number> {
+    const { source, writer, tasks } = this.#options;
+    const held = await source.heldTasks(registration, this.#keeper.shards, heldLimit);
+    const isHolder = (workerId: string): boolean => workerId.startsWith(`${registration}/`);
+    const options = { durability: "local", deadline: this.#time.monotonic() + 5_000 } as const;
+    await Promise.all(held.map(({ id }) => writer.write(tasks.setLease(id, isHolder, leaseMs), options)));
+    return held.length;
+  }
+
+  /**
    * Tasks that now are the worker's; empty when none came in time.
    * @throws Problem not_found for a worker that is not registered; overloaded; draining.
    */
@@ -142,7 +161,7 @@ export class Dispatcher implements Service {
 
   /** 200's body. @throws Problem not_found. */
   async workerHeartbeat(tenant: string, workerId: string): Promise<Record<string, never>> {
-    if ((await this.#options.source.worker(tenant, workerId, [])) === undefined) throw unknownWorker(workerId);
+    if ((await this.#options.source.worker({ tenant, id: workerId }, [])) === undefined) throw unknownWorker(workerId);
     return {};
   }
 
@@ -159,7 +178,7 @@ export class Dispatcher implements Service {
         if (room > 0) candidates = await this.#wait(order, room, left, stop);
         else await this.#time.sleep(Math.min(left, againMs), stop);
       }
-      const taken = await this.#takeAll(candidates, order.workerId);
+      const taken = await this.#takeAll(candidates, order);
       if (signal.aborted) {
         await this.#giveBack(taken, order.workerId);
         return [];
@@ -172,9 +191,10 @@ export class Dispatcher implements Service {
   async #worker(order: TakeOrder, stop: AbortSignal): Promise<KnownWorker> {
     const until = this.#time.monotonic() + unknownWorkerGraceMs;
     for (;;) {
-      const worker = await this.#options.source.worker(order.tenant, order.workerId, this.#keeper.shards);
+      const registration = order.registration ?? { tenant: order.tenant, id: order.workerId };
+      const worker = await this.#options.source.worker(registration, this.#keeper.shards);
       if (worker !== undefined) return worker;
-      if (stop.aborted || this.#time.monotonic() >= until) throw unknownWorker(order.workerId);
+      if (stop.aborted || this.#time.monotonic() >= until) throw unknownWorker(registration.id);
       await this.#time.sleep(50, stop);
     }
   }
@@ -202,15 +222,16 @@ export class Dispatcher implements Service {
     });
   }
 
-  async #takeAll(candidates: readonly OfferedTask[], workerId: string): Promise<TakenTask[]> {
-    const tried = await Promise.all(candidates.map((task) => this.#takeOne(task, workerId)));
+  async #takeAll(candidates: readonly OfferedTask[], order: TakeOrder): Promise<TakenTask[]> {
+    const tried = await Promise.all(candidates.map((task) => this.#takeOne(task, order)));
     return tried.filter((task) => task !== undefined);
   }
 
-  async #takeOne(task: OfferedTask, workerId: string): Promise<TakenTask | undefined> {
+  async #takeOne(task: OfferedTask, order: TakeOrder): Promise<TakenTask | undefined> {
     try {
       const deadline = this.#time.monotonic() + 5_000;
-      const { outcome } = await this.#options.writer.write(this.#options.tasks.take(task, workerId), {
+      const take = this.#options.tasks.take(task, order.workerId, order.leaseMs);
+      const { outcome } = await this.#options.writer.write(take, {
         durability: "local",
         deadline,
       });

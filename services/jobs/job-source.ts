@@ -37,7 +37,13 @@ export interface JobSource {
     now: number,
     limit: number,
   ): Promise<(Found & { readonly tenant: string })[]>;
-  worker(tenant: string, id: string, shards: readonly ShardId[]): Promise<KnownWorker | undefined>;
+  /** With the tasks that it, or a worker `<id>/...` of it, holds in these shards. */
+  worker(
+    registration: { readonly tenant: string; readonly id: string },
+    shards: readonly ShardId[],
+  ): Promise<KnownWorker | undefined>;
+  /** Tasks that workers `<registration>/...` hold. */
+  heldTasks(registration: string, shards: readonly ShardId[], limit: number): Promise<Found[]>;
 }
 
 export class PostgresJobSource implements JobSource {
@@ -156,7 +162,22 @@ export class PostgresJobSource implements JobSource {
     return rows.map((row) => ({ ...found(row), tenant: row.tenant }));
   }
 
-  async worker(tenant: string, id: string, shards: readonly ShardId[]): Promise<KnownWorker | undefined> {
+  async heldTasks(registration: string, shards: readonly ShardId[], limit: number): Promise<Found[]> {
+    const rows = await this.#db
+      .selectFrom("tasks")
+      .select(["id", "shard"])
+      .where("shard", "in", among(shards))
+      .where("status", "=", "taken")
+      .where(sql<boolean>`starts_with(worker_id, ${`${registration}/`})`)
+      .limit(limit)
+      .execute();
+    return rows.map(found);
+  }
+
+  async worker(
+    { tenant, id }: { readonly tenant: string; readonly id: string },
+    shards: readonly ShardId[],
+  ): Promise<KnownWorker | undefined> {
     const row = await this.#db
       .selectFrom("workers")
       .select(["capacity", "labels"])
@@ -166,8 +187,9 @@ export class PostgresJobSource implements JobSource {
           .select((inner) => inner.fn.countAll<number>().as("n"))
           .where("tasks.shard", "in", among(shards))
           .where("tasks.status", "=", "taken")
-          .where("tasks.tenant", "=", tenant)
-          .where("tasks.workerId", "=", id)
+          .where(
+            sql<boolean>`(tasks.worker_id = ${id} AND tasks.tenant = ${tenant} OR starts_with(tasks.worker_id, ${`${id}/`}))`,
+          )
           .as("held"),
       )
       .where("tenant", "=", tenant)

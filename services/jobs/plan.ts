@@ -10,6 +10,8 @@ export interface PlannedTask {
   readonly name: string;
   /** Null for a task that belongs to no node. */
   readonly node: string | null;
+  /** Null unless the stage is per service. */
+  readonly service: string | null;
 }
 
 /** More nodes than this are refused when a job starts: a stage is put down in one transaction. */
@@ -47,10 +49,21 @@ export function readNodes(spec: JsonObject): ReadNodes {
   return faults.length > 0 ? { nodes: null, faults } : { nodes, faults: [] };
 }
 
-/** The tasks of a stage. An empty list of nodes leaves a stage per node without tasks: it is passed at once. */
+/** The tasks of a stage. Without nodes, or services of nodes, a stage that is per them has no tasks: it is passed at once. */
 export function planStage(stage: StageSpec, nodes: readonly NodeSpec[] | null): PlannedTask[] {
-  if (stage.per === "once" || nodes === null) return stage.tasks.map((name) => ({ name, node: null }));
-  return nodes.flatMap((node) => stage.tasks.map((name) => ({ name, node: node.name })));
+  if (stage.per === "service")
+    return (nodes ?? []).flatMap((node) =>
+      servicesOf(node).flatMap((service) => stage.tasks.map((name) => ({ name, node: node.name, service }))),
+    );
+  if (stage.per === "once" || nodes === null) return stage.tasks.map((name) => ({ name, node: null, service: null }));
+  return nodes.flatMap((node) => stage.tasks.map((name) => ({ name, node: node.name, service: null })));
+}
+
+/** The names in a node's `services`, each once. */
+export function servicesOf(node: NodeSpec): string[] {
+  const { services } = node as { services?: unknown };
+  if (!Array.isArray(services)) return [];
+  return [...new Set(services.filter((name): name is string => typeof name === "string" && name !== ""))];
 }
 
 /** Index of the first stage that an attempt runs. */

@@ -175,7 +175,14 @@ export class JobRun {
     this.#work.record({ type: "job.end", job: this.#job, ...(cluster === undefined ? {} : { cluster }) });
     if (this.void) this.#work.dropTasks(before.id);
     for (const task of open)
-      this.#work.putTask({ ...task, status: "cancelled", leaseUntil: null, notBefore: null, finishedAt: timeOf(now) });
+      this.#work.putTask({
+        ...task,
+        status: "cancelled",
+        leaseUntil: null,
+        deadline: null,
+        notBefore: null,
+        finishedAt: timeOf(now),
+      });
     this.#work.setStage(before.id, null);
     this.#changed();
   }
@@ -217,6 +224,7 @@ export class JobRun {
         clusterId: this.#job.clusterId,
         name: task.name,
         node: task.node,
+        service: task.service,
         stage: name,
         stageIndex: index,
         attempt: this.#job.attempt,
@@ -224,8 +232,8 @@ export class JobRun {
         tries: 0,
         workerId: null,
         leaseUntil: null,
+        deadline: null,
         notBefore: null,
-        input: {},
         result: null,
         stdout: null,
         stderr: null,

@@ -16,6 +16,8 @@ export interface FinishRequest {
   readonly taskId: string;
   readonly token: string;
   readonly workerId: string;
+  /** Which try of the task it ends (`input.try`); left out: the running one, whichever it is. */
+  readonly try?: number | undefined;
   readonly status: "ok" | "failed";
   readonly result?: JsonObject;
   readonly stdout?: string;
@@ -40,7 +42,11 @@ export class TaskOperations {
   }
 
   /** 200 with the task as its worker gets it; 204 when it can't be taken any more, and nothing changed. */
-  take(offered: Pick<OfferedTask, "id" | "jobId" | "shard">, workerId: string): Operation {
+  take(
+    offered: Pick<OfferedTask, "id" | "jobId" | "shard">,
+    workerId: string,
+    lease = this.#context.settings.leaseMs,
+  ): Operation {
     return this.#operation(offered.jobId, offered.shard, (work) => {
       const job = work.job(offered.jobId);
       const task = work.tasks(offered.jobId).find((each) => each.id === offered.id);
@@ -51,15 +57,15 @@ export class TaskOperations {
       if (cluster === undefined) throw new Error(`the cluster of job ${job.id} was not loaded`);
       const stage = this.#context.catalog().stage(job.type, task.stage);
       const deadline = work.now + (stage?.timeoutMs ?? 30 * 60_000);
-      const leaseMs = Math.min(this.#context.settings.leaseMs, deadline - work.now);
+      const leaseMs = Math.min(lease, deadline - work.now);
       const taken: TaskRow = {
         ...task,
         status: "taken",
         tries: task.tries + 1,
         workerId,
         leaseUntil: timeOf(work.now + leaseMs),
+        deadline: timeOf(deadline),
         notBefore: null,
-        input: { deadline: timeOf(deadline) },
       };
       work.putTask(taken);
       const run = JobRun.of(this.#context, work, job.id, null);
@@ -80,7 +86,7 @@ export class TaskOperations {
         tries: task.tries - 1,
         workerId: null,
         leaseUntil: null,
-        input: {},
+        deadline: null,
       };
       work.putTask(back);
       const run = JobRun.of(this.#context, work, jobId, null);
@@ -106,6 +112,21 @@ export class TaskOperations {
     });
   }
 
+  /** From now on the task has this lease, milliseconds, if somebody of whom `isHolder` is true has it; 0 ends it. */
+  setLease(taskId: string, isHolder: (workerId: string) => boolean, lease: number): Operation {
+    const { jobId, shard } = this.#parse(taskId);
+    return this.#operation(jobId, shard, (work) => {
+      const job = work.job(jobId);
+      const task = work.tasks(jobId).find((each) => each.id === taskId);
+      if (job === undefined || task?.status !== "taken" || task.workerId === null || !isHolder(task.workerId))
+        return nothing;
+      if (job.attempt !== task.attempt || isVoid(job, work)) return nothing;
+      if (job.status !== "running" && job.status !== "paused") return nothing;
+      work.putTask({ ...task, leaseUntil: timeOf(Math.min(work.now + lease, deadlineOf(task))) });
+      return nothing;
+    });
+  }
+
   /**
    * 200 with a LeaseAnswer, again when the same finish is repeated.
    * @throws Problem payload_too_large; (in `decide`) stale_token, and nothing changed.
@@ -126,6 +147,7 @@ export class TaskOperations {
         throw stale("The task is not known.");
       }
       if (task.workerId !== workerId) throw stale(`The task is not ${workerId}'s any more.`);
+      if (request.try !== undefined && request.try !== task.tries) throw stale(`Try ${request.try} is over.`);
       // The first finish was stored, its answer lost. A failed try waits for its next one, or is final.
       if (task.status === status || (task.status === "waiting" && status === "failed")) return leaseAnswer(0, false);
       if (task.status !== "taken" || (job.status !== "running" && job.status !== "paused"))
@@ -134,7 +156,7 @@ export class TaskOperations {
         ...task,
         status,
         leaseUntil: null,
-        input: {},
+        deadline: null,
         result: status === "ok" ? (request.result ?? null) : null,
         stdout: tail(request.stdout, outputLimit),
         stderr: tail(request.stderr, outputLimit),
@@ -160,7 +182,7 @@ export class TaskOperations {
       const over =
         job.attempt !== task.attempt || isVoid(job, work) || (job.status !== "running" && job.status !== "paused");
       if (over) {
-        work.putTask({ ...task, status: "cancelled", leaseUntil: null, finishedAt: timeOf(work.now) });
+        work.putTask({ ...task, status: "cancelled", leaseUntil: null, deadline: null, finishedAt: timeOf(work.now) });
         return nothing;
       }
       if (task.leaseUntil !== null && Date.parse(task.leaseUntil) > work.now) return nothing;
@@ -168,7 +190,7 @@ export class TaskOperations {
         ...task,
         status: "failed",
         leaseUntil: null,
-        input: {},
+        deadline: null,
         stderr: `worker ${task.workerId ?? "?"} was silent, or took longer than the stage allows`,
         finishedAt: timeOf(work.now),
       };
@@ -248,6 +270,5 @@ const tail = (text: string | undefined, limit: number): string | null =>
 
 /** When the running try of a task is too long, milliseconds since 1970. */
 function deadlineOf(task: TaskRow): number {
-  const deadline = task.input["deadline"];
-  return typeof deadline === "string" ? Date.parse(deadline) : Number.POSITIVE_INFINITY;
+  return task.deadline === null ? Number.POSITIVE_INFINITY : Date.parse(task.deadline);
 }

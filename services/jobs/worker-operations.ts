@@ -33,8 +33,8 @@ export function putWorker(registration: Registration): Operation {
   };
 }
 
-/** 204; its tasks are offered again when their leases run out. @throws (in `decide`) Problem not_found. */
-export function deleteWorker(tenant: string, id: string, shard: ShardId): Operation {
+/** 204; its tasks are offered again when their leases run out. `why` stays with the tombstone. @throws (in `decide`) Problem not_found. */
+export function deleteWorker(tenant: string, id: string, shard: ShardId, why?: string): Operation {
   return {
     shard,
     needs: { workers: [{ tenant, id }] },
@@ -42,7 +42,8 @@ export function deleteWorker(tenant: string, id: string, shard: ShardId): Operat
       const known = work.worker(tenant, id);
       if (known === undefined || known.deleted) throw unknownWorker(id);
       const { changedEpoch: _epoch, changedPosition: _position, ...rest } = known;
-      work.record({ type: "worker.delete", worker: { ...rest, deleted: true } });
+      const labels = why === undefined ? rest.labels : { ...rest.labels, removed: why };
+      work.record({ type: "worker.delete", worker: { ...rest, labels, deleted: true } });
       return { status: 204, body: null };
     },
   };

@@ -224,7 +224,18 @@ export class MemoryJobSource implements JobSource {
       .map(({ id, shard, tenant }) => ({ id, shard, tenant }));
   }
 
-  async worker(tenant: string, id: string, owned: readonly ShardId[]): Promise<KnownWorker | undefined> {
+  async heldTasks(registration: string, owned: readonly ShardId[], limit: number): Promise<Found[]> {
+    return [...this.#store.rows.tasks.values()]
+      .filter((task) => task.status === "taken" && owned.includes(task.shard))
+      .filter((task) => task.workerId?.startsWith(`${registration}/`) === true)
+      .slice(0, limit)
+      .map(({ id, shard }) => ({ id, shard }));
+  }
+
+  async worker(
+    { tenant, id }: { readonly tenant: string; readonly id: string },
+    owned: readonly ShardId[],
+  ): Promise<KnownWorker | undefined> {
     const worker = this.#store.rows.workers.get(`${tenant}\u0000${id}`);
     if (worker === undefined || worker.deleted) return undefined;
     const held = [...this.#store.rows.tasks.values()].filter(

@@ -19,6 +19,8 @@ export interface TestStackOptions {
   /** Milliseconds; with it (0 allowed) links can be cut. */
   readonly rttMs?: number;
   readonly worker?: boolean;
+  /** Provisioners of Coopr may work: see `cooprUrl`. */
+  readonly coopr?: boolean;
   /** Further HOTHOT_ variables of the nodes. */
   readonly env?: Readonly<Record<string, string>>;
 }
@@ -38,6 +40,8 @@ export interface CliResult {
 
 export type SimulatedFault = "crash" | "pause" | "resume" | "restart" | "isolate" | "cut" | "heal";
 
+/** Beyond the ports of a stack with two nodes in each of three datacenters. */
+const cooprOffset = 80;
 /** Milliseconds that a test waits for the one stack that may run at a time, and for one command. */
 const turnMs = 900_000;
 const cliMs = 180_000;
@@ -60,6 +64,11 @@ export class TestStack {
 
   url(dc: string): string {
     return this.stack.url(dc);
+  }
+
+  /** Where a datacenter listens for provisioners. */
+  cooprUrl(dc: string): string {
+    return `http://127.0.0.1:${this.portBase + cooprOffset + this.stack.site(dc).entry.slot}`;
   }
 
   /** One request to a datacenter; `body` goes as JSON, or as it is when it is a string. Fails when nobody answers within 30 s. */
@@ -149,7 +158,9 @@ export class TestStack {
 export async function startStack(options: TestStackOptions = {}): Promise<TestStack> {
   const { dir, portBase, release } = await freshStackFolder();
   try {
-    return new TestStack(await LocalStack.up(dir, { ...options, portBase }), release);
+    const { coopr, ...rest } = options;
+    const ports = coopr === true ? { portBase, cooprPort: portBase + cooprOffset } : { portBase };
+    return new TestStack(await LocalStack.up(dir, { ...rest, ...ports }), release);
   } catch (error) {
     await endFolder(dir);
     await release();

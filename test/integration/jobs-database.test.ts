@@ -195,10 +195,10 @@ test("what the database is asked for is what it answers: leases, schedules, expi
     const silent = await dc.start("silent", "stop");
     const taken = await dc.dispatcher.take({ tenant: "", workerId: "w1", waitMs: 1_000, max: 1 }, never);
     assert.equal(taken[0]?.jobId, silent);
-    const worker = await dc.source.worker("", "w1", all);
+    const worker = await dc.source.worker({ tenant: "", id: "w1" }, all);
     assert.deepEqual(worker, { capacity: 50, labels: { a: "b" }, held: 1 });
-    assert.equal((await dc.source.worker("", "w1", []))?.held, 0);
-    assert.equal(await dc.source.worker("t", "w1", all), undefined);
+    assert.equal((await dc.source.worker({ tenant: "", id: "w1" }, []))?.held, 0);
+    assert.equal(await dc.source.worker({ tenant: "t", id: "w1" }, all), undefined);
     const available = await dc.source.availableTasks(
       all.map((shard) => ({ shard, tenure: 1 })),
       null,

@@ -119,6 +119,8 @@ export class FakeDatacenter implements Datacenter {
           },
           servedBy,
         };
+      case "worker.delete":
+        return { ...written, status: 204 };
       case "worker.put":
         return {
           status: 200,

@@ -129,7 +129,7 @@ test("a stage has its tasks per node, or once", () => {
     planStage(perNode, nodes).map(({ name, node }) => `${name}/${node}`),
     ["A/n1", "B/n1", "A/n2", "B/n2"],
   );
-  assert.deepEqual(planStage(once, nodes), [{ name: "T", node: null }]);
+  assert.deepEqual(planStage(once, nodes), [{ name: "T", node: null, service: null }]);
   assert.deepEqual(
     planStage(perNode, null).map(({ name }) => name),
     ["A", "B"],

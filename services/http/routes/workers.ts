@@ -85,13 +85,14 @@ export function workerRoutes({ datacenter, time }: Backend): Route[] {
       answers: { 200: taskLease },
       problems: ["stale_token", ...writeProblems],
       handle({ context, path, body }) {
-        const { token, workerId: by, status, result, stdout, stderr } = body;
+        const { token, workerId: by, try: number, status, result, stdout, stderr } = body;
         return datacenter.execute(context, {
           type: "task.finish",
           taskId: path.id,
           token,
           workerId: by,
           status,
+          ...(number === undefined ? undefined : { try: number }),
           ...(result === undefined ? undefined : { result }),
           ...(stdout === undefined ? undefined : { stdout }),
           ...(stderr === undefined ? undefined : { stderr }),

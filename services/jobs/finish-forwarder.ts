@@ -1,0 +1,104 @@
+import type { Time } from "../../infra/clock.js";
+import { asError, Problem } from "../../infra/errors.js";
+import type { Logger } from "../../infra/logger.js";
+import type { Random } from "../../infra/random.js";
+import type { Service } from "../../infra/service.js";
+import type { Command, Reply, RequestContext } from "../api.js";
+import type { FinishCommand, FinishStore, StoredFinish } from "./finish-store.js";
+
+export interface ForwarderOptions {
+  readonly store: FinishStore;
+  /** To the shard's owner, wherever that is. @throws Problem */
+  readonly send: (context: RequestContext, command: Command) => Promise<Reply>;
+  readonly time: Time;
+  readonly random: Random;
+  readonly log: Logger;
+  /** One process of the datacenter forwards. Two at once would do no harm: a finish may be repeated. */
+  readonly active: () => boolean;
+}
+
+const atOnce = 64;
+/** For one finish to reach an owner, milliseconds; after that it is the turn of others. */
+const tryMs = 3_000;
+const idleMs = 1_000;
+const busyMs = 100;
+
+/** Forwards what the store keeps until the owner has answered: 200, or why not. */
+export class FinishForwarder implements Service {
+  readonly name = "finish forwarder";
+  readonly #o: ForwarderOptions;
+  readonly #log: Logger;
+  readonly #stop = new AbortController();
+  #loop: Promise<void> = Promise.resolve();
+
+  constructor(options: ForwarderOptions) {
+    this.#o = options;
+    this.#log = options.log.with({ component: "finish-forwarder" });
+  }
+
+  async start(): Promise<void> {
+    this.#loop = this.#run();
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#loop;
+  }
+
+  async #run(): Promise<void> {
+    const { store, time, active } = this.#o;
+    while (!this.#stop.signal.aborted) {
+      let found = 0;
+      try {
+        const due = active() ? await store.due(atOnce) : [];
+        found = due.length;
+        await Promise.all(due.map((finish) => this.#forward(finish)));
+      } catch (error) {
+        this.#log.warn("stored finishes can't be read", { error: asError(error) });
+      }
+      await time.sleep(found > 0 ? busyMs : idleMs, this.#stop.signal);
+    }
+  }
+
+  async #forward(finish: StoredFinish): Promise<void> {
+    const { store, time, random, send } = this.#o;
+    const { key, command, tries } = finish;
+    try {
+      const answer = await answerTo(finish, (context, order) => send(context, order), {
+        deadline: time.monotonic() + tryMs,
+        requestId: `finish-${random.token(12)}`,
+      });
+      await store.forget(key);
+      this.#log.info("a stored finish was answered", { task: command.taskId, answer, tries });
+    } catch (error) {
+      this.#log.debug("a stored finish got no answer", { task: command.taskId, tries, error: asError(error) });
+      await store
+        .later(key, Math.min(5_000, 250 * 2 ** Math.min(tries, 6)))
+        .catch((failure: unknown) => this.#log.warn("a stored finish stays due", { error: asError(failure) }));
+    }
+  }
+}
+
+/** `ok`, or the code by which the owner refused it for good. Rejects when nobody has decided. */
+export async function answerTo(
+  finish: Pick<StoredFinish, "caller" | "command">,
+  send: (context: RequestContext, command: FinishCommand) => Promise<unknown>,
+  { deadline, requestId }: { readonly deadline: number; readonly requestId: string },
+): Promise<string> {
+  const { caller, command } = finish;
+  const context: RequestContext = { requestId, caller, deadline, durability: "local", consistency: "local" };
+  try {
+    await send(context, command);
+    return "ok";
+  } catch (error) {
+    if (!(error instanceof Problem) || error.retryable || error.code === "internal") throw error;
+    const tooMuch = error.code === "payload_too_large";
+    if (!tooMuch || command.result === undefined) return error.code;
+    // Too much to keep: the owner should still hear that the try is over.
+    const { result: _result, ...rest } = command;
+    return answerTo({ caller, command: { ...rest, status: "failed", stderr: "the result was too large" } }, send, {
+      deadline,
+      requestId,
+    });
+  }
+}
