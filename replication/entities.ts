@@ -90,7 +90,7 @@ export interface TaskRow {
   readonly workerId: string | null;
   /** When it is offered again if its worker stays silent (RFC 3339). */
   readonly leaseUntil: string | null;
-  /** When the running try takes too long (RFC 3339): no heartbeat extends the lease beyond it. */
+  /** When the running try takes too long (RFC 3339): no heartbeat extends the lease beyond it. Null when no try is open. */
   readonly deadline: string | null;
   /** Not offered before (back-off after a failure). */
   readonly notBefore: string | null;

@@ -103,11 +103,12 @@ export class TaskOperations {
       const { job, task } = this.#fenced(work, tenant, parts, given);
       // The attempt is the job's last, but over: the worker shall drop what it does.
       if (job.status !== "running" && job.status !== "paused") return leaseAnswer(0, true);
-      if (task?.status !== "taken" || task.workerId !== workerId) throw stale(`The task is not taken by ${workerId}.`);
+      if (task === undefined || !isOpen(task) || task.workerId !== workerId)
+        throw stale(`The task is not taken by ${workerId}.`);
       const left = deadlineOf(task) - work.now;
       if (left <= 0) return leaseAnswer(0, true);
       const leaseMs = Math.min(this.#context.settings.leaseMs, left);
-      work.putTask({ ...task, leaseUntil: timeOf(work.now + leaseMs) });
+      work.putTask({ ...task, status: "taken", leaseUntil: timeOf(work.now + leaseMs) });
       return leaseAnswer(leaseMs, false);
     });
   }
@@ -149,9 +150,9 @@ export class TaskOperations {
       if (task.workerId !== workerId) throw stale(`The task is not ${workerId}'s any more.`);
       if (request.try !== undefined && request.try !== task.tries) throw stale(`Try ${request.try} is over.`);
       // The first finish was stored, its answer lost. A failed try waits for its next one, or is final.
-      if (task.status === status || (task.status === "waiting" && status === "failed")) return leaseAnswer(0, false);
-      if (task.status !== "taken" || (job.status !== "running" && job.status !== "paused"))
-        throw stale("The task is over.");
+      const repeated = task.status === status || (task.status === "waiting" && status === "failed");
+      if (!isOpen(task) && repeated) return leaseAnswer(0, false);
+      if (!isOpen(task) || (job.status !== "running" && job.status !== "paused")) throw stale("The task is over.");
       const finished: TaskRow = {
         ...task,
         status,
@@ -186,15 +187,17 @@ export class TaskOperations {
         return nothing;
       }
       if (task.leaseUntil !== null && Date.parse(task.leaseUntil) > work.now) return nothing;
+      const tooLong = deadlineOf(task) <= work.now;
       const lost: TaskRow = {
         ...task,
         status: "failed",
         leaseUntil: null,
-        deadline: null,
-        stderr: `worker ${task.workerId ?? "?"} was silent, or took longer than the stage allows`,
+        // Until somebody else takes it, a worker that was silent may still come back to it.
+        ...(tooLong ? { workerId: null, deadline: null } : {}),
+        stderr: `worker ${task.workerId ?? "?"} ${tooLong ? "took longer than the stage allows" : "was silent"}`,
         finishedAt: timeOf(work.now),
       };
-      this.#failed(work, JobRun.of(this.#context, work, job.id, null), { ...lost, workerId: null }, 0);
+      this.#failed(work, JobRun.of(this.#context, work, job.id, null), lost, 0);
       return nothing;
     });
   }
@@ -210,7 +213,7 @@ export class TaskOperations {
   #failed(work: Work, run: JobRun, task: TaskRow, againAt: number): void {
     const retries = this.#context.catalog().stage(run.job.type, task.stage)?.retries ?? 1;
     if (task.tries >= retries) {
-      work.putTask(task);
+      work.putTask({ ...task, deadline: null });
       run.settle(task);
       return;
     }
@@ -267,6 +270,10 @@ const leaseAnswer = (leaseMs: number, stop: boolean): { status: number; body: Le
 const stale = (detail: string): Problem => new Problem("stale_token", detail);
 const tail = (text: string | undefined, limit: number): string | null =>
   text === undefined ? null : text.slice(-limit);
+
+/** A try of it is under way: its worker has it, or was silent and nobody else has taken it since. */
+const isOpen = (task: TaskRow): boolean =>
+  task.status === "taken" || (task.status === "waiting" && task.deadline !== null);
 
 /** When the running try of a task is too long, milliseconds since 1970. */
 function deadlineOf(task: TaskRow): number {

@@ -356,6 +356,50 @@ test("a silent worker's task is offered again, to fail when its tries are used u
   assert.equal(world.job(id).status, "failed");
 });
 
+test("a worker that was silent may come back to its task until somebody else takes it", () => {
+  const { world, id } = started({ nodes: ["n1"] });
+  const late = () => {
+    world.time.set(world.time.wall() + 31_000);
+    for (const task of world.tasksOf(id)) world.store.writeNow(world.tasks.expire(task.id));
+    assert.equal(world.waiting(id).length, 1, "it is offered again");
+  };
+  const first = world.take(world.waiting(id)[0]!)!;
+  late();
+  assert.throws(() => world.heartbeat(first, "w2"), code("stale_token"));
+  assert.deepEqual(world.heartbeat(first), { leaseMs: 30_000, stop: false });
+  assert.equal(world.waiting(id).length, 0, "it has it again");
+  late();
+  world.finish(first);
+  assert.equal(world.tasksOf(id)[0]?.status, "ok");
+  assert.equal(world.job(id).stage, "CONFIRM");
+  const second = world.take(world.waiting(id)[0]!)!;
+  late();
+  world.finish(second, "failed");
+  const [, confirm] = world.tasksOf(id);
+  assert.equal(confirm?.status, "waiting");
+  assert.notEqual(confirm?.notBefore, null, "a failure is tried again after a while");
+  world.finish(second, "failed");
+  assert.throws(() => world.finish(second), code("stale_token"));
+  assert.throws(() => world.heartbeat(second), code("stale_token"));
+});
+
+test("a finish that names its try does not end a later one", () => {
+  const { world, id } = started({ nodes: ["n1"] });
+  const first = world.take(world.waiting(id)[0]!)!;
+  const finish = (number: number, status: "ok" | "failed") =>
+    world.store.writeNow(
+      world.tasks.finish({ tenant: "", taskId: first.id, token: first.token, workerId: "w1", try: number, status }),
+    );
+  finish(1, "failed");
+  world.time.set(world.time.wall() + 60_000);
+  const second = world.take(world.waiting(id)[0]!)!;
+  assert.equal(second.input["try"], 2);
+  for (const status of ["ok", "failed"] as const) assert.throws(() => finish(1, status), code("stale_token"));
+  assert.equal(world.tasksOf(id)[0]?.status, "taken");
+  finish(2, "ok");
+  assert.equal(world.tasksOf(id)[0]?.status, "ok");
+});
+
 test("one try may not take longer than its stage allows, however often it is heard of", () => {
   const catalog = Catalog.of(
     { operations: { create: { stages: [{ name: "S", timeoutMs: 45_000, retries: 1 }] } } },
