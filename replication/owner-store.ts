@@ -2,7 +2,7 @@ import { asError, Problem } from "../infra/errors.js";
 import { isRefusal, isTimeout, type Client, type Database } from "../infra/postgres/database.js";
 import { epoch as toEpoch, position as toPosition, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import type { ClusterRow, JobRow, KeyRow, TaskRow, WorkerRow } from "./entities.js";
-import { fromColumns, rowsParameter, upsertStatement, type TableShape } from "./rows.js";
+import { fromColumns, rowsParameter, shapes, supersedeStatement, upsertStatement, type TableShape } from "./rows.js";
 
 export interface LockedHead {
   readonly owner: string | null;
@@ -253,6 +253,16 @@ function statementOf({ moved, records, tables, now }: OwnerChanges): Statement |
     name += letter;
     values.push(rowsParameter(shape, rows));
     parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
+  }
+  const keys = tables.flatMap(([, shape, rows]) => (shape === shapes.keys ? (rows as readonly KeyRow[]) : []));
+  if (keys.length > 0) {
+    name += "s";
+    parts.push(`s AS (${supersedeStatement(values.length + 1)})`);
+    values.push(
+      keys.map((row) => row.tenant),
+      keys.map((row) => row.key),
+      keys.map((row) => row.shard),
+    );
   }
   if (parts.length === 0) return undefined;
   const last =

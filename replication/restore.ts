@@ -20,6 +20,8 @@ export interface RestorerOptions {
   readonly time: Time;
   readonly log: Logger;
   readonly datacenters: () => readonly SiteName[];
+  /** Nothing of the shard waits any more, or it has become known that nothing does. */
+  readonly cleared: (shard: ShardId) => void;
   /** This process is the datacenter's replicator. */
   readonly active: () => boolean;
 }
@@ -40,7 +42,11 @@ export class Restorer implements Service {
   #waiting = new Map<ShardId, Set<string>>();
   /** Shards whose copy as a whole does not count yet (snapshot.ts loads it). */
   #loading = new Set<ShardId>();
+  /** Shards of whose newest epoch it isn't known yet what waits: the refresh that will have told. */
+  readonly #doubtful = new Map<ShardId, number>();
+  #renewing = false;
   #asked = 0;
+  /** The newest refresh that was answered; 0: none was. */
   #taken = 0;
   #unsubscribe: (() => void) | undefined;
   #loop: Promise<void> = Promise.resolve();
@@ -48,6 +54,10 @@ export class Restorer implements Service {
   constructor(options: RestorerOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "restorer" });
+    // Whoever hears of a newer epoch first: rows may have been undone in the transaction that adopted it.
+    options.map.onChange((head, before) => {
+      if (before === undefined || before.epoch < head.epoch) this.#doubt(head.shard);
+    });
   }
 
   async start(): Promise<void> {
@@ -78,7 +88,7 @@ export class Restorer implements Service {
 
   /** Such a shard can't be opened here. */
   shardWaits(shard: ShardId): boolean {
-    return this.#waiting.has(shard) || this.#loading.has(shard);
+    return this.#taken === 0 || this.#waiting.has(shard) || this.#loading.has(shard) || this.#doubtful.has(shard);
   }
 
   /** Some shard's copy as a whole does not count yet. */
@@ -101,6 +111,7 @@ export class Restorer implements Service {
     const rows = await this.#o.store.waiting();
     if (asked < this.#taken) return;
     this.#taken = asked;
+    const before = [...this.#waiting.keys(), ...this.#loading];
     this.#loading = new Set(rows.flatMap((row) => (row.kind === "shard" ? [row.shard] : [])));
     const waiting = new Map<ShardId, Set<string>>();
     for (const row of rows) {
@@ -110,6 +121,27 @@ export class Restorer implements Service {
       waiting.set(row.shard, set);
     }
     this.#waiting = waiting;
+    const cleared = new Set(before);
+    for (const [shard, needed] of this.#doubtful)
+      if (asked >= needed) {
+        this.#doubtful.delete(shard);
+        cleared.add(shard);
+      }
+    for (const shard of cleared) if (!this.shardWaits(shard)) this.#o.cleared(shard);
+  }
+
+  #doubt(shard: ShardId): void {
+    this.#doubtful.set(shard, this.#asked + 1);
+    if (this.#renewing) return;
+    this.#renewing = true;
+    void (async () => {
+      while (this.#doubtful.size > 0 && !this.#stop.signal.aborted)
+        await this.refresh().catch(async (error: unknown) => {
+          this.#log.warn("what waits to be restored can't be read", { error: asError(error) });
+          await this.#o.time.sleep(50, this.#stop.signal);
+        });
+      this.#renewing = false;
+    })();
   }
 
   async #run(): Promise<void> {

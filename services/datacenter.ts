@@ -273,14 +273,12 @@ export async function createDatacenter(
       site,
       servedBy,
       shards,
-      map,
       writer,
       queries,
       jobs,
       tasks,
       keyRetentionMs: config.idempotencyRetentionMs,
-      leaseValid: () => leases.valid,
-      mayAcknowledge: (shard, at) => engine.gate.mayAcknowledge(shard, at),
+      gate: engine.gate,
       published: (shard, position, at, deadline) =>
         map.get(shard)?.epoch === at
           ? publisher.published(shard, toEpoch(at), toPosition(position), deadline)

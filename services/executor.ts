@@ -2,10 +2,10 @@ import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
 import type { Operation, ShardWriter } from "../replication/work.js";
 import type { Executor, Routed } from "../routing/router.js";
-import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
+import type { ShardId, SiteName } from "../shards/ids.js";
 import { shardOf } from "../shards/ids.js";
-import type { ShardMap } from "../shards/map.js";
 import type { Caller, Command, Reply } from "./api.js";
+import type { OwnerGate } from "./engine/gate.js";
 import { clusterView, createCluster, deleteCluster, patchCluster, putCluster } from "./clusters/operations.js";
 import type { Queries } from "./clusters/queries.js";
 import { putDocument } from "./documents.js";
@@ -76,16 +76,13 @@ export interface ExecutorOptions {
   readonly site: SiteName;
   readonly servedBy: string;
   readonly shards: number;
-  readonly map: ShardMap;
   readonly writer: ShardWriter;
   readonly queries: Queries;
   readonly jobs: JobOperations;
   readonly tasks: TaskOperations;
   /** How long a key is remembered, milliseconds. */
   readonly keyRetentionMs: number;
-  readonly leaseValid: () => boolean;
-  /** Whether what was committed in this epoch may be acknowledged. */
-  readonly mayAcknowledge: (shard: ShardId, epoch: Epoch) => boolean;
+  readonly gate: Pick<OwnerGate, "held" | "mayAcknowledge">;
   readonly published: (shard: ShardId, position: number, epoch: number, deadline: number) => Promise<void>;
   readonly onStaleFinish: () => void;
 }
@@ -132,7 +129,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
           ? {}
           : {
               confirm: () => {
-                if (!this.o.mayAcknowledge(request.shard, written.openEpoch))
+                if (!this.o.gate.mayAcknowledge(request.shard, written.openEpoch))
                   throw new Problem("outcome_unknown", "the lease ran out before the answer was sent", {
                     owner: this.o.site,
                   });
@@ -194,11 +191,11 @@ export class CommandExecutor implements Executor<Command, Reply> {
 
   /** Linearizable: the lease is checked before and after, and the epoch is the same (rule f). */
   async #get(request: Routed<Command>, context: CommandContext, id: string): Promise<Reply> {
-    const before = this.#held(request.shard);
+    const before = this.o.gate.held(request.shard);
     const row = await this.o.queries.cluster(context.caller.tenant, id);
     if (row !== undefined && context.durability === "replicated")
       await this.o.published(request.shard, row.changedPosition, row.changedEpoch, request.deadline);
-    if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
+    if (this.o.gate.held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (row === undefined || row.deleted)
       throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
     return {
@@ -207,33 +204,24 @@ export class CommandExecutor implements Executor<Command, Reply> {
       version: row.version,
       owner: this.o.site,
       servedBy: this.o.servedBy,
-      confirm: () => void this.#held(request.shard),
+      confirm: () => void this.o.gate.held(request.shard),
     };
   }
 
   async #getJob(request: Routed<Command>, context: CommandContext, jobId: string): Promise<Reply> {
-    const before = this.#held(request.shard);
+    const before = this.o.gate.held(request.shard);
     const job = await this.o.queries.job(context.caller.tenant, jobId);
     if (job !== undefined && context.durability === "replicated")
       await this.o.published(request.shard, job.changedPosition, job.changedEpoch, request.deadline);
-    if (this.#held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
+    if (this.o.gate.held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (job === undefined) throw new Problem("not_found", `There is no job ${jobId}.`, { owner: this.o.site });
     return {
       status: 200,
       body: jobView(job),
       owner: this.o.site,
       servedBy: this.o.servedBy,
-      confirm: () => void this.#held(request.shard),
+      confirm: () => void this.o.gate.held(request.shard),
     };
-  }
-
-  #held(shard: ShardId): number {
-    const head = this.o.map.get(shard);
-    if (head?.owner !== this.o.site)
-      throw new Problem("not_owner", undefined, head?.owner == null ? {} : { owner: head.owner });
-    if (head.state === "moving") throw new Problem("shard_moving");
-    if (head.state !== "owned" || !head.confirmed || !this.o.leaseValid()) throw new Problem("no_lease");
-    return head.epoch;
   }
 }
 

@@ -95,6 +95,9 @@ export interface DatabaseOptions {
   readonly log: Logger;
 }
 
+/** Longer than a process is ever busy between two statements, shorter than a shard may be held up. */
+const idleInTransactionMs = 3_000;
+
 const identityQuery = `SELECT pg_is_in_recovery() AS recovering,
   (SELECT system_identifier::text FROM pg_control_system()) AS "systemId",
   CASE WHEN pg_is_in_recovery() THEN 0 ELSE ('x' || lpad(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), 16, '0'))::bit(64)::bigint END AS timeline,
@@ -127,6 +130,8 @@ export class Database {
       idleTimeoutMillis: 0,
       keepAlive: true,
       statement_timeout: limit,
+      // A process that stands still in the middle of a transaction must not keep the others from the rows that it has locked.
+      idle_in_transaction_session_timeout: idleInTransactionMs,
       query_timeout: limit + 500,
       ...(options.pipeline === true ? { pipeline: true } : {}),
       types,

@@ -106,6 +106,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     time,
     log,
     datacenters: () => datacentersOf(ground.siteSet()),
+    cleared: (shard) => changes.changed(shard),
     active: () => replicator.holding,
   });
   const gate = new OwnerGate({ site, map, leases, restorer, room: ground.room });
@@ -313,9 +314,10 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     /** In the order in which they start. */
     services: (roles: { readonly coordinator: boolean; readonly replicator: boolean }): Service[] => [
       housekeeping,
+      restorer,
       leases,
       ...(roles.coordinator ? [coordinator] : []),
-      ...(roles.replicator ? [replicator, restorer, resume, giveAway] : []),
+      ...(roles.replicator ? [replicator, resume, giveAway] : []),
       ...(roles.coordinator ? [takeovers, leaderKeeper] : []),
     ],
     /** For a process that ends before its services have started. */

@@ -94,7 +94,7 @@ export interface DatabaseFaults {
 const dataStatements = new Set(["apply", "lock heads", "write", "outbox", "restore", "copy"]);
 const statementTimeoutMs = 3_000;
 /** As infra/postgres sets it. */
-const idleInTransactionMs = 2_000;
+const idleInTransactionMs = 3_000;
 
 /** A datacenter's database: each call is one atomic statement, sooner or later; it survives its processes. */
 export class MemoryDatabase {
