@@ -7,6 +7,7 @@ import type { Service } from "../infra/service.js";
 import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import type { Peers } from "../shards/peers.js";
+import { Breakers } from "./breakers.js";
 import type { Changes } from "./changes.js";
 import { route } from "./route.js";
 
@@ -81,6 +82,8 @@ const newest = Number.MAX_SAFE_INTEGER as Epoch;
 /** With less time left a write that waits for the log is refused. */
 const logWaitMs = 1_000;
 const maxForwards = 2_000;
+const probeMs = 500;
+const probe = pack({ probe: true });
 
 /** Serves here, forwards to the owner, or holds until there is one (section 3, step 1). */
 export class Router<C, R extends Confirmed> implements Service {
@@ -88,6 +91,7 @@ export class Router<C, R extends Confirmed> implements Service {
   readonly #o: RouterOptions<C, R>;
   readonly #log: Logger;
   readonly #forwards = new Map<SiteName, number>();
+  readonly #breakers: Breakers;
   #unsubscribe: (() => void) | undefined;
   #serving = 0;
   #draining = false;
@@ -95,6 +99,7 @@ export class Router<C, R extends Confirmed> implements Service {
   constructor(options: RouterOptions<C, R>) {
     this.#o = options;
     this.#log = options.log.with({ component: "router" });
+    this.#breakers = new Breakers({ time: options.time, log: this.#log, probe: (to) => this.#probe(to) });
   }
 
   async start(): Promise<void> {
@@ -134,6 +139,13 @@ export class Router<C, R extends Confirmed> implements Service {
       if (where.kind === "wait") {
         held = where;
         // Not every change is announced (a lease that comes back): look again now and then.
+        await this.#o.changes.next(request.shard, Math.min(this.#left(request), 100));
+        continue;
+      }
+      if (where.kind === "forward" && !this.#breakers.allows(named ?? where.to)) {
+        const owner = named ?? where.to;
+        held = { code: "owner_unreachable", why: `${owner} takes requests and does not answer`, owner };
+        named = undefined;
         await this.#o.changes.next(request.shard, Math.min(this.#left(request), 100));
         continue;
       }
@@ -202,8 +214,13 @@ export class Router<C, R extends Confirmed> implements Service {
   /** Through the own server, else through another site's: one that nobody took certainly had no effect. */
   async #send(request: Routed<C>, to: SiteName, data: Uint8Array, timeoutMs: number, epoch: Epoch): Promise<Answer<R>> {
     for (const messenger of this.#o.messengers) {
+      const over = this.#breakers.sent(to);
       const sent = messenger.request(rpcSubject(this.#o.group, to), data, timeoutMs);
-      sent.catch(() => undefined);
+      sent.then(
+        () => over(true),
+        // One that nobody took says nothing of whoever takes them.
+        (error: unknown) => over(error instanceof NoResponders),
+      );
       try {
         return unpack(await this.#unlessMoved(request, sent, epoch)) as Answer<R>;
       } catch (error) {
@@ -215,6 +232,17 @@ export class Router<C, R extends Confirmed> implements Service {
       }
     }
     throw new Problem("owner_unreachable", `${to} can't be reached`, { owner: to });
+  }
+
+  async #probe(to: SiteName): Promise<void> {
+    for (const messenger of this.#o.messengers) {
+      try {
+        await messenger.request(rpcSubject(this.#o.group, to), probe, probeMs);
+        return;
+      } catch (error) {
+        if (!(error instanceof NoResponders)) throw error;
+      }
+    }
   }
 
   /** The answer, or NoAnswer soon after the shard moved away from whom it was sent to. */
@@ -242,9 +270,12 @@ export class Router<C, R extends Confirmed> implements Service {
   async #serve(data: Uint8Array, respond: (data: Uint8Array) => void): Promise<void> {
     this.#serving++;
     let answer: Answer<R>;
+    let requestId: string | undefined;
     try {
       if (this.#draining) throw new Problem("draining");
-      const forwarded = unpack(data) as Forwarded<C>;
+      const forwarded = unpack(data) as Forwarded<C> | { readonly probe: true };
+      if ("probe" in forwarded) return respond(pack({}));
+      requestId = (forwarded.context as { readonly requestId?: string } | null)?.requestId;
       const shard = forwarded.shard as ShardId;
       const head = this.#o.map.get(shard);
       const where = route({ self: this.#o.site, head, leaseValid: this.#o.leaseValid(), ownerState: "dead" });
@@ -267,7 +298,8 @@ export class Router<C, R extends Confirmed> implements Service {
       answer = { ok: ok as R };
     } catch (error) {
       const problem = error instanceof Problem ? error : new Problem("internal", undefined, { cause: error });
-      if (problem.code === "internal") this.#log.error("a forwarded request failed", { error: asError(error) });
+      if (problem.code === "internal")
+        this.#log.error("a forwarded request failed", { requestId, error: asError(error) });
       answer = {
         problem: {
           code: problem.code,
