@@ -4,6 +4,7 @@ import { EventLoop } from "../infra/event-loop.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
+import { KeyExpiry } from "../replication/key-expiry.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createAccess, TenantWorkers } from "./access/index.js";
 import { createCoopr } from "./coopr/index.js";
@@ -39,6 +40,13 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
   });
   const guard = createAccess(parts);
   parts.moves.onEnd = guard.ended;
+  const keyExpiry = new KeyExpiry({
+    database: parts.data,
+    time,
+    log,
+    retentionMs: config.idempotencyRetentionMs,
+    active: () => parts.replicator.holding,
+  });
   const loop = new EventLoop(time);
   const finishes = new FinishStore(parts.data);
   const face = new Face(parts, verifier, guard.quotas, loop, finishes);
@@ -94,7 +102,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     loop,
     ...parts.services,
     ...guard.services,
-    ...(config.roles.includes("replicator") ? [verifier, forwarder] : []),
+    ...(config.roles.includes("replicator") ? [verifier, forwarder, keyExpiry] : []),
     ...createCoopr(parts, (context, command) => face.execute(context, command), finishes),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
