@@ -17,6 +17,15 @@ const everywhere: readonly ProblemCode[] = [
 const guarded: readonly ProblemCode[] = ["unauthorized", "forbidden", "rate_limited"];
 const withBody: readonly ProblemCode[] = ["payload_too_large", "unsupported_media_type", "deadline_exceeded"];
 
+const tags = {
+  clusters: "The users' clusters: written at their shard's owner, read in every datacenter",
+  jobs: "Operations on clusters, as they run",
+  workers: "Who carries tasks out, and the tasks",
+  operations: "Who owns what, how it is moved, and whether all copies are equal",
+  access: "Tokens and tenants",
+  probes: "What machines ask; no token is needed",
+} as const;
+
 /** OpenAPI 3.1 from the routes and the schemas that check requests. */
 export function openApiDocument(routes: readonly Route[]): JsonObject {
   const schemas: Record<string, unknown> = {};
@@ -33,14 +42,7 @@ export function openApiDocument(routes: readonly Route[]): JsonObject {
       license: { name: "Apache-2.0", identifier: "Apache-2.0" },
     },
     servers: [{ url: "/" }],
-    tags: [
-      { name: "clusters" },
-      { name: "jobs" },
-      { name: "workers" },
-      { name: "operations" },
-      { name: "access" },
-      { name: "probes" },
-    ],
+    tags: Object.entries(tags).map(([name, description]) => ({ name, description })),
     paths,
     components: {
       securitySchemes: {
@@ -234,7 +236,7 @@ function operationId({ method, path }: Route): string {
     .join("");
 }
 
-function tagOf({ path, lane }: Route): string {
+function tagOf({ path, lane }: Route): keyof typeof tags {
   if (lane === "probe") return "probes";
   if (path.endsWith("/operations") || path.startsWith("/v1/jobs")) return "jobs";
   if (path.startsWith("/v1/tokens") || path.startsWith("/v1/tenants")) return "access";

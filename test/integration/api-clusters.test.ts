@@ -437,7 +437,7 @@ describe("clusters over HTTP", { timeout: 240_000 }, () => {
         ["not_found", "POST", "/v1/tasks/take", { workerId: "unknown-1" }],
         ["not_found", "GET", "/v1/divergent-operations/unknown-1"],
         ["invalid_request", "POST", `${put}/operations`, { type: "dance" }],
-        ["method_not_allowed", "PATCH", put, good],
+        ["method_not_allowed", "POST", put, good],
         ["method_not_allowed", "DELETE", "/v1/clusters"],
         ["already_exists", "POST", "/v1/clusters", { id: known, ...good }],
         [

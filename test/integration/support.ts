@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { problems, type ProblemCode } from "../../infra/errors.js";
 import { shardOf } from "../../shards/ids.js";
+import { checkAnswer, type ApiDocument } from "../harness/openapi.js";
 import type { TestStack } from "../harness/stack.js";
 
 /** Shards of the stacks that these tests start. */
@@ -61,7 +62,31 @@ export async function send(
     signal: AbortSignal.timeout(ms),
   });
   const text = await answer.text();
+  await checkDocumented(stack.url(dc), method, where, answer, text);
   return { status: answer.status, headers: answer.headers, text, at: performance.now(), dc };
+}
+
+const documents = new Map<string, Promise<ApiDocument>>();
+
+/** Every answer is one that the datacenter's own document foresees. */
+async function checkDocumented(
+  url: string,
+  method: string,
+  where: string,
+  answer: Response,
+  text: string,
+): Promise<void> {
+  let document = documents.get(url);
+  if (document === undefined) {
+    document = fetch(`${url}/openapi.json`).then(async (found) => (await found.json()) as ApiDocument);
+    document.catch(() => documents.delete(url));
+    documents.set(url, document);
+  }
+  const type = answer.headers.get("content-type") ?? "";
+  const json = /^application\/(problem\+)?json\b/.test(type) && text !== "" ? (JSON.parse(text) as unknown) : undefined;
+  // It may have died since it answered.
+  const known = await document.catch(() => undefined);
+  if (known !== undefined) checkAnswer(known, method, where, { status: answer.status, type, text, json });
 }
 
 /** The answer's JSON, once its status is the one wanted. */

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { describe, it } from "node:test";
+import { createConfig, lintFromString } from "@redocly/openapi-core";
 import { Script } from "node:vm";
 import { problems } from "../../infra/errors.js";
 import { createDashboard } from "../../services/http/dashboard.js";
@@ -12,6 +13,7 @@ POST /v1/clusters
 PUT /v1/clusters/{id}
 GET /v1/clusters
 GET /v1/clusters/{id}
+PATCH /v1/clusters/{id}
 DELETE /v1/clusters/{id}
 POST /v1/clusters/bulk
 POST /v1/clusters/{id}/operations
@@ -48,6 +50,11 @@ POST /v1/divergent-operations/{id}/replay
 POST /v1/divergent-operations/{id}/discard
 GET /v1/verify
 POST /v1/repair
+POST /v1/tokens
+GET /v1/tokens
+DELETE /v1/tokens/{id}
+PUT /v1/tenants/{id}
+GET /v1/tenants
 GET /v1/events
 GET /livez
 GET /readyz
@@ -99,6 +106,23 @@ describe("/openapi.json", () => {
       await t.stop();
     }
   });
+});
+
+it("is a document that a linter has nothing to say against", async () => {
+  const t = await startHttp();
+  try {
+    const source = (await t.ask("GET", "/openapi.json")).text;
+    const config = await createConfig({ extends: ["recommended-strict"] });
+    const found = await lintFromString({ source, config });
+    assert.deepEqual(
+      found.map(({ ruleId, message, location }) => [ruleId, message, location[0]?.pointer]),
+      [],
+    );
+    const broken = await lintFromString({ source: source.replaceAll('"operationId"', '"operation"'), config });
+    assert.ok(broken.length > 0, "the linter looks");
+  } finally {
+    await t.stop();
+  }
 });
 
 describe("The dashboard", () => {

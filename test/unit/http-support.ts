@@ -2,11 +2,11 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
 import net from "node:net";
-import { z } from "zod";
 import { systemTime } from "../../infra/clock.js";
 import { silentLogger, type Fields, type Logger } from "../../infra/logger.js";
 import { systemRandom } from "../../infra/random.js";
 import { createHttpServer, type HttpOptions, type HttpServer } from "../../services/http/index.js";
+import { checkAnswer, type ApiDocument } from "../harness/openapi.js";
 import { FakeDatacenter } from "./http-fake.js";
 
 export interface Got {
@@ -60,7 +60,7 @@ export async function startHttp(
   });
   const port = await server.start();
   const url = `http://127.0.0.1:${port}`;
-  const document = JSON.parse((await rawAsk(url, "GET", "/openapi.json", {})).text) as Document;
+  const document = JSON.parse((await rawAsk(url, "GET", "/openapi.json", {})).text) as ApiDocument;
   return {
     url,
     port,
@@ -69,7 +69,12 @@ export async function startHttp(
     lines,
     async ask(method, path, asking = {}) {
       const got = await rawAsk(url, method, path, asking);
-      checkAgainst(document, method, path, got);
+      checkAnswer(document, method, path, {
+        status: got.status,
+        type: got.headers["content-type"] ?? "",
+        text: got.text,
+        json: got.json,
+      });
       return got;
     },
     stop: () => server.stop(),
@@ -159,70 +164,4 @@ export function assertProblem(got: Got, status: number, code: string): void {
 /** Paths of a problem's faults, sorted. */
 export function faultPaths(got: Got): string[] {
   return (got.json["errors"] as { path: string; message: string }[]).map((fault) => fault.path).sort();
-}
-
-interface Operation {
-  readonly responses: Readonly<
-    Record<string, { readonly content?: Readonly<Record<string, { readonly schema: object }>> }>
-  >;
-}
-interface Document {
-  readonly paths: Readonly<Record<string, Readonly<Record<string, Operation>>>>;
-  readonly components: { readonly schemas: Readonly<Record<string, object>> };
-}
-
-const validators = new Map<string, z.ZodType>();
-
-function checkAgainst(document: Document, method: string, path: string, got: Got): void {
-  const bare = path.split("?")[0] ?? "";
-  if (method === "HEAD" || bare === "/") return;
-  const exact = document.paths[bare]?.[method.toLowerCase()] === undefined ? undefined : bare;
-  const at =
-    exact ??
-    Object.keys(document.paths).find(
-      (known) => matches(known, bare) && document.paths[known]?.[method.toLowerCase()] !== undefined,
-    );
-  const operation = at === undefined ? undefined : document.paths[at]?.[method.toLowerCase()];
-  if (operation === undefined) {
-    assert.ok(
-      [404, 405, 400].includes(got.status),
-      `${method} ${path} is not in the document, and was answered ${got.status}`,
-    );
-    valid(document, document.components.schemas["Problem"] ?? {}, "Problem", got.json);
-    return;
-  }
-  const response = operation.responses[String(got.status)];
-  assert.ok(response, `${method} ${at} does not document ${got.status}: ${got.text}`);
-  if (response.content === undefined) return assert.equal(got.text, "");
-  const type = (got.headers["content-type"] ?? "").split(";")[0] ?? "";
-  const content = response.content[type];
-  assert.ok(content, `${method} ${at} ${got.status} does not document ${type}`);
-  if (/^application\/(problem\+)?json$/.test(type))
-    valid(document, content.schema, `${method} ${at} ${got.status}`, got.json);
-}
-
-function matches(known: string, path: string): boolean {
-  return new RegExp(`^${known.replaceAll(".", "\\.").replaceAll(/\{\w+\}/g, "[^/]+")}$`).test(path);
-}
-
-function valid(document: Document, schema: object, name: string, value: unknown): void {
-  let validator = validators.get(name);
-  if (validator === undefined) {
-    validator = z.fromJSONSchema(inlined(document, schema) as Parameters<typeof z.fromJSONSchema>[0]);
-    validators.set(name, validator);
-  }
-  const parsed = validator.safeParse(value);
-  assert.ok(parsed.success, `${name}: ${JSON.stringify(parsed.error?.issues)} in ${JSON.stringify(value)}`);
-}
-
-function inlined(document: Document, value: unknown): unknown {
-  if (Array.isArray(value)) return value.map((item) => inlined(document, item));
-  if (typeof value !== "object" || value === null) return value;
-  const ref = (value as { readonly $ref?: unknown }).$ref;
-  if (typeof ref === "string") {
-    const target = document.components.schemas[ref.replace("#/components/schemas/", "")];
-    assert.ok(target, `${ref} leads nowhere`);
-    return inlined(document, target);
-  }
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, inlined(document, item)]));
 }
