@@ -65,6 +65,7 @@ export class Applier {
   readonly #store: ReplicaStore;
   readonly #time: Time;
   readonly #log: Logger;
+  readonly #whole: (messages: readonly Incoming[]) => Promise<readonly Incoming[]>;
   readonly #onApplied: (applied: Applied, messages: readonly Incoming[]) => void;
   readonly #states: PartitionState[];
   readonly #stop = new AbortController();
@@ -83,7 +84,10 @@ export class Applier {
     time: Time;
     log: Logger;
     onApplied: (applied: Applied, messages: readonly Incoming[]) => void;
+    /** Brings the payloads that messages refer to; it may give fewer messages than it was given. */
+    whole?: (messages: readonly Incoming[]) => Promise<readonly Incoming[]>;
   }) {
+    this.#whole = options.whole ?? ((messages) => Promise.resolve(messages));
     this.#transport = options.transport;
     this.#store = options.store;
     this.#time = options.time;
@@ -359,7 +363,7 @@ export class Applier {
         known.push(message);
       } else break;
     }
-    if (known.length > 0) return known;
+    if (known.length > 0) return this.#whole(known);
     const now = this.#time.monotonic();
     state.lookedAt = now;
     const patient = state.behindSince === null || now - state.behindSince < patienceMs;
@@ -385,7 +389,7 @@ export class Applier {
     }
     // Answers come at most once: behind one that was lost the rest is read again.
     const end = found.findIndex((message, index) => message.sequence !== expected + index);
-    return (end < 0 ? found : found.slice(0, end)).map(incoming);
+    return this.#whole((end < 0 ? found : found.slice(0, end)).map(incoming));
   }
 
   async #read(state: PartitionState, firstRoute: number): Promise<StoredMessage[]> {

@@ -1,36 +1,41 @@
-import type { Database } from "../infra/postgres/database.js";
+import type { Client, Database } from "../infra/postgres/database.js";
+import { shapes, type TableShape } from "./rows.js";
 
-/** A shard's copy, recomputed from its rows. */
+/**
+ * Digests. Every replicated row keeps the digest of itself as it was written (`rows.ts`), every shard the exclusive-or of its rows' digests,
+ * changed in the transaction that changes rows. So a shard's digest tells what should be in it, whoever has damaged rows since:
+ * a row that does not equal its own digest was damaged at rest, and a sum that does not equal the shard's lacks rows or has too many.
+ */
 export interface ShardDigest {
   readonly shard: number;
   readonly epoch: number;
   readonly position: number;
   /** Clusters that are not deleted. */
   readonly clusters: number;
-  /** Order-free sum over all replicated rows; equal copies give equal sums. */
-  readonly digest: string;
+  /** What should be here, by the changes that were made. */
+  readonly expected: number;
+  /** What is here, recomputed from the rows. */
+  readonly digest: number;
   readonly restoring: number;
 }
 
-/** What of a row is replicated, as text; a job's stage is its owner's alone. */
-const clusterText = `concat_ws('|', tenant, id, status, name, spec::text, state::text, labels::text, coalesce(extract(epoch from expires_at)::text, '-'), version, extract(epoch from created_at), extract(epoch from updated_at), deleted, changed_epoch, changed_position)`;
-const jobText = `concat_ws('|', tenant, id, cluster_id, type, input::text, status, attempt, epoch, stages::text, coalesce(checkpoint::text, '-'), started_in, runs_in, coalesce(extract(epoch from finished_at)::text, '-'), coalesce(error, '-'), changed_epoch, changed_position)`;
-const workerText = `concat_ws('|', tenant, id, capacity, labels::text, deleted, changed_epoch, changed_position)`;
-const documentText = `concat_ws('|', kind, id, body::text, deleted, changed_epoch, changed_position)`;
-const number = (text: string): string => `('x' || substr(md5(${text}), 1, 15))::bit(60)::bigint`;
+const tables: readonly TableShape[] = [shapes.clusters, shapes.jobs, shapes.workers, shapes.documents];
+const digestOfRow = (shape: TableShape, v: string): string => shape.digest?.(v) ?? "0";
 
 /** Digests of some shards' copies (all: null), each at the position that it has in one snapshot of the database. */
 export async function digestShards(database: Database, shards: readonly number[] | null): Promise<ShardDigest[]> {
   return database.transaction(async (client) => {
     await client.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
+    const sums = tables.map(
+      (shape) =>
+        `LEFT JOIN (SELECT t.shard, bit_xor(${digestOfRow(shape, "t")}) AS d${
+          shape === shapes.clusters ? ", count(*) FILTER (WHERE NOT t.deleted) AS n" : ""
+        } FROM ${shape.table} t WHERE $1::int[] IS NULL OR t.shard = ANY($1::int[]) GROUP BY t.shard) ${shape.table}_sum USING (shard)`,
+    );
     const { rows } = await client.query<ShardDigest>(
-      `SELECT h.shard, h.epoch, h.position, coalesce(c.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring,
-         (coalesce(c.d, 0) + coalesce(j.d, 0) * 3 + coalesce(w.d, 0) * 7 + coalesce(d.d, 0) * 11)::text AS digest
-       FROM shard_head h
-       LEFT JOIN (SELECT shard, count(*) FILTER (WHERE NOT deleted) AS n, sum(${number(clusterText)}::numeric) AS d FROM clusters GROUP BY shard) c USING (shard)
-       LEFT JOIN (SELECT shard, sum(${number(jobText)}::numeric) AS d FROM jobs GROUP BY shard) j USING (shard)
-       LEFT JOIN (SELECT shard, sum(${number(workerText)}::numeric) AS d FROM workers GROUP BY shard) w USING (shard)
-       LEFT JOIN (SELECT shard, sum(${number(documentText)}::numeric) AS d FROM documents GROUP BY shard) d USING (shard)
+      `SELECT h.shard, h.epoch, h.position, coalesce(clusters_sum.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring, h.digest AS expected,
+         ${tables.map((shape) => `coalesce(${shape.table}_sum.d, 0)`).join(" # ")} AS digest
+       FROM shard_head h ${sums.join(" ")}
        LEFT JOIN (SELECT shard, count(*) AS n FROM restores GROUP BY shard) r USING (shard)
        WHERE $1::int[] IS NULL OR h.shard = ANY($1::int[]) ORDER BY h.shard`,
       [shards],
@@ -39,12 +44,18 @@ export async function digestShards(database: Database, shards: readonly number[]
   });
 }
 
+/** The shard's digest is made what its rows' digests say: after rows were removed or copied. The shard's head is locked. */
+export async function resetDigest(client: Client, shard: number): Promise<void> {
+  const sums = tables.map((shape) => `coalesce((SELECT bit_xor(digest) FROM ${shape.table} WHERE shard = $1), 0)`);
+  await client.query(`UPDATE shard_head SET digest = ${sums.join(" # ")} WHERE shard = $1`, [shard]);
+}
+
 /** Per cluster id one number over its row and its jobs, of one shard: to name what differs. */
-export async function digestRows(database: Database, shard: number): Promise<Map<string, string>> {
-  const { rows } = await database.pool.query<{ id: string; digest: string }>(
-    `SELECT id, sum(d)::text AS digest FROM (
-       SELECT id, ${number(clusterText)}::numeric AS d FROM clusters WHERE shard = $1
-       UNION ALL SELECT cluster_id AS id, ${number(jobText)}::numeric * 3 AS d FROM jobs WHERE shard = $1
+export async function digestRows(database: Database, shard: number): Promise<Map<string, number>> {
+  const { rows } = await database.pool.query<{ id: string; digest: number }>(
+    `SELECT id, bit_xor(d) AS digest FROM (
+       SELECT t.id, ${digestOfRow(shapes.clusters, "t")} AS d FROM clusters t WHERE t.shard = $1
+       UNION ALL SELECT t.cluster_id AS id, ${digestOfRow(shapes.jobs, "t")} AS d FROM jobs t WHERE t.shard = $1
      ) AS rows GROUP BY id`,
     [shard],
   );

@@ -1,8 +1,13 @@
 import type { Client } from "../infra/postgres/database.js";
-import type { Epoch, Position, ShardId, SiteName } from "../shards/ids.js";
+import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import { resetDigest } from "./digest.js";
 import type { FullHead } from "./heads.js";
+import { readLoad } from "./load.js";
 import { voidSnapshots } from "./loading.js";
-import { decodeRecord, type LogRecord } from "./record.js";
+import { decodeRecord, encodeRecord, type LogRecord } from "./record.js";
+
+/** Records that are looked at together. */
+const atOnce = 200;
 
 /**
  * Sets the divergent tail aside, whole, and undoes all that it wrote (section 6): in the transaction that adopts the newer
@@ -10,58 +15,29 @@ import { decodeRecord, type LogRecord } from "./record.js";
  * @returns how many operations
  */
 export async function setAside(client: Client, site: SiteName, head: FullHead, last: Position): Promise<number> {
-  const { rows } = await client.query<{ epoch: number; position: number; record: Buffer; committed_at: string }>(
-    "SELECT epoch, position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position",
-    [head.shard, head.epoch, last],
-  );
-  if (rows.length !== head.position - last)
-    throw new Error(
-      `the outbox of shard ${head.shard} holds ${rows.length} of ${head.position - last} divergent operations`,
+  const touched: Touched = { clusters: new Map(), workers: new Map(), documents: new Map() };
+  let found = 0;
+  let operations = 0;
+  // In pieces: a tail of loads may be long.
+  for (let after = last; ;) {
+    const { rows } = await client.query<OutboxRow>(
+      "SELECT epoch, position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position LIMIT $4",
+      [head.shard, head.epoch, after, atOnce],
     );
-  const touched = {
-    clusters: new Map<string, { tenant: string; id: string }>(),
-    workers: new Map<string, { tenant: string; id: string }>(),
-    documents: new Map<string, { tenant: string; id: string }>(),
-  };
-  const aside: Record<string, unknown>[] = [];
-  for (const row of rows) {
-    const record = decodeRecord(row.record);
-    const subject = subjectOf(record);
-    if (record.cluster !== undefined)
-      touched.clusters.set(`${record.cluster.tenant}/${record.cluster.id}`, record.cluster);
-    if (record.job !== undefined)
-      touched.clusters.set(`${record.job.tenant}/${record.job.clusterId}`, {
-        tenant: record.job.tenant,
-        id: record.job.clusterId,
-      });
-    if (record.worker !== undefined) touched.workers.set(`${record.worker.tenant}/${record.worker.id}`, record.worker);
-    if (record.document !== undefined) {
-      const id = `${record.document.kind}/${record.document.id}`;
-      touched.documents.set(id, { tenant: "", id });
-    }
-    aside.push({
-      id: `${site}-${head.shard}-${row.epoch}-${row.position}`,
-      dc: site,
-      shard: head.shard,
-      epoch: row.epoch,
-      position: row.position,
-      tenant: subject.tenant,
-      cluster_id: subject.id,
-      type: record.type,
-      version: record.cluster?.version ?? null,
-      value: valueOf(record),
-      idempotency_key: record.key?.key ?? null,
-      record: `\\x${row.record.toString("hex")}`,
-      committed_at: row.committed_at,
-      set_aside_at: new Date(0).toISOString(),
-      status: "open",
-    });
+    const tail = rows.at(-1);
+    if (tail === undefined) break;
+    const aside = rows.flatMap((row) => asideOf(row, site, head.shard, touched));
+    await client.query(
+      `INSERT INTO divergent_operations SELECT (jsonb_populate_record(null::divergent_operations, v || jsonb_build_object('set_aside_at', now()))).*
+       FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position, item) DO NOTHING`,
+      [JSON.stringify(aside)],
+    );
+    found += rows.length;
+    operations += aside.length;
+    after = toPosition(tail.position);
   }
-  await client.query(
-    `INSERT INTO divergent_operations SELECT (jsonb_populate_record(null::divergent_operations, v || jsonb_build_object('set_aside_at', now()))).*
-     FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position) DO NOTHING`,
-    [JSON.stringify(aside)],
-  );
+  if (found !== head.position - last)
+    throw new Error(`the outbox of shard ${head.shard} holds ${found} of ${head.position - last} divergent operations`);
   await client.query("DELETE FROM idempotency_keys WHERE shard = $1 AND changed_epoch = $2 AND changed_position > $3", [
     head.shard,
     head.epoch,
@@ -70,12 +46,71 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
   await remove(client, head.shard, "cluster", [...touched.clusters.values()]);
   await remove(client, head.shard, "worker", [...touched.workers.values()]);
   await remove(client, head.shard, "document", [...touched.documents.values()]);
+  await resetDigest(client, head.shard);
   await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [
     head.shard,
     head.epoch,
     last,
   ]);
-  return rows.length;
+  return operations;
+}
+
+interface OutboxRow {
+  readonly epoch: number;
+  readonly position: number;
+  readonly record: Buffer;
+  readonly committed_at: string;
+}
+
+type Keys = Map<string, { readonly tenant: string; readonly id: string }>;
+interface Touched {
+  readonly clusters: Keys;
+  readonly workers: Keys;
+  readonly documents: Keys;
+}
+
+/** What a record of the tail holds as operations, one for each cluster of a load; notes what it touched. */
+function asideOf(row: OutboxRow, site: SiteName, shard: ShardId, touched: Touched): object[] {
+  const whole = decodeRecord(row.record);
+  return operationsOf(whole, row.record).map(({ record, bytes }, item) => {
+    const { cluster, job, worker, document } = record;
+    if (cluster !== undefined) touched.clusters.set(`${cluster.tenant}/${cluster.id}`, cluster);
+    if (job !== undefined)
+      touched.clusters.set(`${job.tenant}/${job.clusterId}`, { tenant: job.tenant, id: job.clusterId });
+    if (worker !== undefined) touched.workers.set(`${worker.tenant}/${worker.id}`, worker);
+    if (document !== undefined) {
+      const id = `${document.kind}/${document.id}`;
+      touched.documents.set(id, { tenant: "", id });
+    }
+    const subject = subjectOf(record);
+    return {
+      id: `${site}-${shard}-${row.epoch}-${row.position}${whole.load === undefined ? "" : `.${item}`}`,
+      dc: site,
+      shard,
+      epoch: row.epoch,
+      position: row.position,
+      item,
+      tenant: subject.tenant,
+      cluster_id: subject.id,
+      type: record.type,
+      version: cluster?.version ?? null,
+      value: valueOf(record),
+      idempotency_key: record.key?.key ?? null,
+      record: `\\x${Buffer.from(bytes).toString("hex")}`,
+      committed_at: row.committed_at,
+      set_aside_at: new Date(0).toISOString(),
+      status: "open",
+    };
+  });
+}
+
+function operationsOf(record: LogRecord, bytes: Uint8Array): { record: LogRecord; bytes: Uint8Array }[] {
+  const payload = record.load?.payload;
+  if (!(payload instanceof Uint8Array)) return [{ record, bytes }];
+  return readLoad(payload).map((cluster) => {
+    const put: LogRecord = { type: "cluster.put", at: record.at, cluster };
+    return { record: { ...put, ...(record.key === undefined ? {} : { key: record.key }) }, bytes: encodeRecord(put) };
+  });
 }
 
 /**
@@ -94,6 +129,7 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
       kind,
       rows.filter((row) => row.kind === kind).map((row) => ({ tenant: row.tenant, id: row.cluster_id })),
     );
+  if (rows.length > 0) await resetDigest(client, shard);
 }
 
 async function remove(

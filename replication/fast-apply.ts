@@ -2,9 +2,10 @@ import type { Database } from "../infra/postgres/database.js";
 import { position as toPosition, type ShardId, type SiteName } from "../shards/ids.js";
 import { fold } from "./fold.js";
 import type { FullHead } from "./heads.js";
-import { decodeRecord } from "./record.js";
+import { decodeRecord, isOfType } from "./record.js";
 import type { Applied, Stretch } from "./replica-store.js";
-import { RowSet, rowsParameter, shapes, supersedeStatement, upsertStatement, type TableShape } from "./rows.js";
+import { RowSet } from "./row-set.js";
+import { deltaOf, rowsParameter, shapes, supersedeStatement, writeParts, type TableShape } from "./rows.js";
 
 /** The database is not what was thought when the statement was made: nothing was written. */
 const mismatch = "22012"; // division_by_zero, raised on purpose
@@ -45,10 +46,14 @@ export async function applyFast(
       const step = fold(site, head, header, null);
       if (step.kind === "none") continue;
       if (step.kind !== "apply" || message.batch === null) return undefined;
+      // Loads take a COPY, and so a transaction.
+      if (message.batch.records.some((bytes) => isOfType(bytes, "cluster.load"))) return undefined;
       try {
         message.batch.records
           .slice(step.skip)
-          .forEach((bytes, n) => rows.add(decodeRecord(bytes), step.head.epoch, toPosition(head.position + 1 + n)));
+          .forEach((bytes, n) =>
+            rows.add(decodeRecord(bytes), head.shard, step.head.epoch, toPosition(head.position + 1 + n)),
+          );
       } catch {
         return undefined;
       }
@@ -58,14 +63,16 @@ export async function applyFast(
       committedAt.set(head.shard, header.committedAt);
     }
   const { text, name, values } = statement(stretches, [...advanced.values()], [...marked.values()], known, rows);
+  let digests: ReadonlyMap<number, number>;
   try {
-    await database.pool.query({ name, text, values });
+    const { rows: found } = await database.pool.query<{ digests: [number, number][] | null }>({ name, text, values });
+    digests = new Map(found[0]?.digests ?? []);
   } catch (error) {
     if ((error as { code?: string }).code !== mismatch) throw error;
     known.clear();
     return undefined;
   }
-  for (const [shard, head] of heads) known.set(shard, head);
+  for (const [shard, head] of heads) known.set(shard, { ...head, ...digestOf(digests.get(shard)) });
   return {
     heads: [...heads.values()],
     adoptions: [],
@@ -74,6 +81,8 @@ export async function applyFast(
     jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
   };
 }
+
+const digestOf = (digest: number | undefined): { readonly digest?: number } => (digest === undefined ? {} : { digest });
 
 function statement(
   stretches: readonly Stretch[],
@@ -93,16 +102,10 @@ function statement(
     marked.map((head) => head.shard),
     marked.map((head) => head.epoch),
     marked.map((head) => head.published),
+    advanced.map((head) => known.get(head.shard)?.digest ?? null),
   ];
-  const parts = [
-    `p AS (UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
-      WHERE p.partition = v.partition AND p.sequence = v.since RETURNING 1)`,
-    `h AS (UPDATE shard_head h SET position = v.last, published = v.last
-      FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[]) AS v(shard, epoch, since, last)
-      WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.position = v.since AND h.stopped IS NULL AND h.state = 'replica' RETURNING 1)`,
-    `m AS (UPDATE shard_head h SET published = greatest(h.published, v.mark) FROM unnest($8::int[], $9::bigint[], $10::bigint[]) AS v(shard, epoch, mark)
-      WHERE h.shard = v.shard AND h.epoch = v.epoch AND v.mark <= h.position AND h.stopped IS NULL RETURNING 1)`,
-  ];
+  const parts: string[] = [];
+  const letters: string[] = [];
   let name = "apply_";
   const tables: (readonly [string, TableShape, readonly object[]])[] = [
     ["c", shapes.clusters, [...rows.clusters.values()]],
@@ -115,8 +118,20 @@ function statement(
     if (list.length === 0) continue;
     name += letter;
     values.push(rowsParameter(shape, list));
-    parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
+    parts.push(...writeParts(shape, letter, `$${values.length}`));
+    if (shape.digest !== undefined) letters.push(letter);
   }
+  parts.push(
+    `p AS (UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
+      WHERE p.partition = v.partition AND p.sequence = v.since RETURNING 1)`,
+    // The digest that was known was compared: no other transaction has changed rows of the shard since, so the deltas are right.
+    `h AS (UPDATE shard_head h SET position = v.last, published = v.last, digest = h.digest # ${deltaOf(letters, "v.shard")}
+      FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $11::bigint[]) AS v(shard, epoch, since, last, digest)
+      WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.position = v.since AND h.digest = v.digest AND h.stopped IS NULL AND h.state = 'replica'
+      RETURNING h.shard, h.digest)`,
+    `m AS (UPDATE shard_head h SET published = greatest(h.published, v.mark) FROM unnest($8::int[], $9::bigint[], $10::bigint[]) AS v(shard, epoch, mark)
+      WHERE h.shard = v.shard AND h.epoch = v.epoch AND v.mark <= h.position AND h.stopped IS NULL RETURNING 1)`,
+  );
   const keys = [...rows.keys.values()];
   if (keys.length > 0) {
     const at = values.length;
@@ -129,6 +144,6 @@ function statement(
   }
   const text = `WITH ${parts.join(", ")}
     SELECT 1 / (CASE WHEN (SELECT count(*) FROM p) = ${"cardinality($1::int[])"} AND (SELECT count(*) FROM h) = cardinality($4::int[])
-      AND (SELECT count(*) FROM m) = cardinality($8::int[]) THEN 1 ELSE 0 END)`;
+      AND (SELECT count(*) FROM m) = cardinality($8::int[]) THEN 1 ELSE 0 END), (SELECT json_agg(json_build_array(h.shard, h.digest)) FROM h) AS digests`;
   return { text, name, values };
 }

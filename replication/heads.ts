@@ -6,7 +6,10 @@ import type { FoldHead } from "./fold.js";
 import type { EpochEnd } from "./record.js";
 
 /** A row of `shard_head` with everything that the fold needs. */
-export interface FullHead extends Head, FoldHead {}
+export interface FullHead extends Head, FoldHead {
+  /** Of the rows that should be here. */
+  readonly digest?: number;
+}
 
 interface Row {
   readonly shard: number;
@@ -25,11 +28,12 @@ interface Row {
   readonly reason: string;
   readonly epoch_ends: EpochEnd[];
   readonly stopped: string | null;
+  readonly digest: number;
   readonly revision: number;
 }
 
 const columns =
-  "shard, partition, owner, epoch, state, position, published, tenure, fenced_through, closing, confirmed, since, kind, reason, epoch_ends, stopped, revision";
+  "shard, partition, owner, epoch, state, position, published, tenure, fenced_through, closing, confirmed, since, kind, reason, epoch_ends, stopped, digest, revision";
 
 export function headOf(row: Row): FullHead {
   return {
@@ -49,6 +53,7 @@ export function headOf(row: Row): FullHead {
     reason: row.reason,
     epochEnds: row.epoch_ends,
     stopped: row.stopped,
+    digest: row.digest,
     revision: row.revision,
   };
 }
@@ -69,7 +74,7 @@ export async function lockHeads(client: Queryable, shards: readonly ShardId[]): 
   return new Map(rows.map((row) => [shardId(row.shard), headOf(row)]));
 }
 
-/** Stores heads that the caller holds locked. */
+/** Stores heads that the caller holds locked; what writes rows keeps their digest. */
 export async function storeHeads(client: Queryable, heads: readonly FullHead[]): Promise<void> {
   if (heads.length === 0) return;
   await client.query({
@@ -117,4 +122,14 @@ export async function storePositions(client: Queryable, heads: readonly FullHead
       heads.map((h) => h.published),
     ],
   });
+}
+
+/** Digests of shards as they are now. */
+export async function readDigests(client: Queryable, shards: readonly ShardId[]): Promise<Map<ShardId, number>> {
+  const { rows } = await client.query<{ shard: number; digest: number }>({
+    name: "read_digests",
+    text: "SELECT shard, digest FROM shard_head WHERE shard = ANY($1::int[])",
+    values: [shards],
+  });
+  return new Map(rows.map((row) => [shardId(row.shard), row.digest]));
 }

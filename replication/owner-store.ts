@@ -2,7 +2,15 @@ import { asError, Problem } from "../infra/errors.js";
 import { isRefusal, isTimeout, type Client, type Database } from "../infra/postgres/database.js";
 import { epoch as toEpoch, position as toPosition, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import type { ClusterRow, JobRow, KeyRow, TaskRow, WorkerRow } from "./entities.js";
-import { fromColumns, rowsParameter, shapes, supersedeStatement, upsertStatement, type TableShape } from "./rows.js";
+import {
+  deltaOf,
+  fromColumns,
+  rowsParameter,
+  shapes,
+  supersedeStatement,
+  writeParts,
+  type TableShape,
+} from "./rows.js";
 
 export interface LockedHead {
   readonly owner: string | null;
@@ -106,26 +114,8 @@ class PostgresOwnerTransaction implements OwnerTransaction {
   constructor(private readonly client: Client) {}
 
   async lock(shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
-    const [, { rows }] = await Promise.all([
-      this.client.query("BEGIN"),
-      this.client.query<HeadRow>({
-        name: "lock_heads",
-        text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
-        values: [shards],
-      }),
-    ]);
-    return new Map(
-      rows.map((row) => [
-        row.shard as ShardId,
-        {
-          owner: row.owner,
-          epoch: toEpoch(row.epoch),
-          state: row.state,
-          position: toPosition(row.position),
-          tenure: toEpoch(row.tenure),
-        },
-      ]),
-    );
+    const [, heads] = await Promise.all([this.client.query("BEGIN"), lockOwned(this.client, shards)]);
+    return heads;
   }
 
   clusters(wanted: readonly Named[]): Promise<readonly ClusterRow[]> {
@@ -219,22 +209,50 @@ class PostgresOwnerTransaction implements OwnerTransaction {
   }
 }
 
+/** Locks heads in order. */
+export async function lockOwned(client: Client, shards: readonly ShardId[]): Promise<Map<ShardId, LockedHead>> {
+  const { rows } = await client.query<HeadRow>({
+    name: "lock_heads",
+    text: "SELECT shard, owner, epoch, state, position, tenure FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE",
+    values: [shards],
+  });
+  return new Map(
+    rows.map((row) => [
+      row.shard as ShardId,
+      {
+        owner: row.owner,
+        epoch: toEpoch(row.epoch),
+        state: row.state,
+        position: toPosition(row.position),
+        tenure: toEpoch(row.tenure),
+      },
+    ]),
+  );
+}
+
 /** One statement, whose first part checks epoch and state and numbers the records; it fails when a head is not as locked. */
 function statementOf({ moved, records, tables, now }: OwnerChanges): Statement | undefined {
   const parts: string[] = [];
   const values: unknown[] = [];
   let name = "";
-  if (moved.length > 0) {
-    name += "h";
-    parts.push(`h AS (UPDATE shard_head s SET position = s.position + v.n
-        FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::int[]) AS v(shard, epoch, since, n)
-        WHERE s.shard = v.shard AND s.epoch = v.epoch AND s.position = v.since AND s.state = 'owned' RETURNING 1)`);
+  if (moved.length > 0)
     values.push(
       moved.map((head) => head.shard),
       moved.map((head) => head.epoch),
       moved.map((head) => head.since),
       moved.map((head) => head.count),
     );
+  for (const [letter, shape, rows] of tables) {
+    name += letter;
+    values.push(rowsParameter(shape, rows));
+    parts.push(...writeParts(shape, letter, `$${values.length}`));
+  }
+  if (moved.length > 0) {
+    name += "h";
+    const placed = tables.filter(([, shape]) => shape.digest !== undefined).map(([letter]) => letter);
+    parts.push(`h AS (UPDATE shard_head s SET position = s.position + v.n, digest = s.digest # ${deltaOf(placed, "v.shard")}
+        FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::int[]) AS v(shard, epoch, since, n)
+        WHERE s.shard = v.shard AND s.epoch = v.epoch AND s.position = v.since AND s.state = 'owned' RETURNING 1)`);
   }
   if (records.length > 0) {
     name += "o";
@@ -248,11 +266,6 @@ function statementOf({ moved, records, tables, now }: OwnerChanges): Statement |
       records.map((r) => Buffer.from(r.record.buffer, r.record.byteOffset, r.record.byteLength)),
       now,
     );
-  }
-  for (const [letter, shape, rows] of tables) {
-    name += letter;
-    values.push(rowsParameter(shape, rows));
-    parts.push(`${letter} AS (${upsertStatement(shape, `$${values.length}`)})`);
   }
   const keys = tables.flatMap(([, shape, rows]) => (shape === shapes.keys ? (rows as readonly KeyRow[]) : []));
   if (keys.length > 0) {

@@ -44,6 +44,8 @@ export interface PublisherEvents {
   stored(shard: ShardId, sequence: number, header: BatchHeader, bytes: Uint8Array): void;
 }
 
+type Outgoing = (shard: ShardId, epoch: Epoch, rows: readonly OutboxRow[]) => Promise<readonly OutboxRow[]>;
+
 interface Waiter {
   readonly epoch: Epoch;
   readonly position: Position;
@@ -80,6 +82,8 @@ interface ShardState {
 const batchRecords = 1000;
 const batchBytes = 400_000;
 const memoryLimit = 4_000_000;
+/** Larger ones are read from the outbox: they may be many. */
+const memoryRecord = 32_000;
 /** A tail below the mark is believed after so many looks, this far apart. */
 const lowerTries = 40;
 const lowerPauseMs = 50;
@@ -103,6 +107,7 @@ export class Publisher {
   readonly #logger: Logger;
   readonly #events: PublisherEvents;
   readonly #limits: PublisherLimits | undefined;
+  readonly #outgoing: Outgoing;
   readonly #shards = new Map<ShardId, ShardState>();
   readonly #queue: PQueue;
   readonly #stop = new AbortController();
@@ -119,7 +124,10 @@ export class Publisher {
     logger: Logger;
     events: PublisherEvents;
     limits?: PublisherLimits;
+    /** Makes of records what the log gets of them. */
+    outgoing?: Outgoing;
   }) {
+    this.#outgoing = options.outgoing ?? ((_shard, _epoch, rows) => Promise.resolve(rows));
     this.#log = options.log;
     this.#outbox = options.outbox;
     this.#map = options.map;
@@ -150,7 +158,11 @@ export class Publisher {
       if (record.epoch > state.epoch) this.#enter(state, record.epoch);
       state.newest = { position: record.position, at: record.at };
       state.oldest ??= state.newest;
-      if (this.#active && state.memoryBytes + record.record.length <= memoryLimit) {
+      if (
+        this.#active &&
+        record.record.length <= memoryRecord &&
+        state.memoryBytes + record.record.length <= memoryLimit
+      ) {
         state.memory.push(record);
         state.memoryBytes += record.record.length;
       }
@@ -298,7 +310,7 @@ export class Publisher {
           this.#time.after(fullPauseMs, () => this.wake(shard));
           return;
         }
-        const rows = await this.#next(shard, state);
+        const rows = await this.#outgoing(shard, epoch, await this.#next(shard, state));
         const first = rows[0];
         if (first === undefined || state.epoch !== epoch) return;
         if (first.position !== lastOf(tail.header) + 1)

@@ -1,5 +1,6 @@
 import { Packr } from "msgpackr";
 import { crc32 } from "node:zlib";
+import type { ObjectRef } from "../infra/nats/object-store.js";
 import { epoch, position, shardId, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import type { ClusterRow, DocumentRow, JobRow, KeyRow, WorkerRow } from "./entities.js";
 import type { RecordType, Trace } from "./work.js";
@@ -80,6 +81,17 @@ export interface LogRecord {
   readonly audit?: unknown;
   readonly document?: Unplaced<DocumentRow>;
   readonly trace?: Trace;
+  readonly load?: Load;
+}
+
+/** Many clusters under one position: the text of a COPY, or where that is. */
+export interface Load {
+  readonly rows: number;
+  /** None of the rows was there before, not even as a tombstone. */
+  readonly fresh: boolean;
+  /** What the load changed in the shard's digest. */
+  readonly delta: number;
+  readonly payload: Uint8Array | ObjectRef;
 }
 type Unplaced<T> = Omit<T, "changedEpoch" | "changedPosition">;
 
@@ -99,6 +111,7 @@ const recordTypes: readonly RecordType[] = [
   "audit",
   "document.put",
   "key",
+  "cluster.load",
 ];
 
 const clusterFields = [
@@ -165,7 +178,8 @@ function fromList<T>(list: unknown, fields: readonly string[], extra: object = {
 export function encodeRecord(record: LogRecord): Uint8Array {
   const type = recordTypes.indexOf(record.type);
   if (type < 0) throw new TypeError(`unknown record type ${record.type}`);
-  const { document, trace } = record;
+  const { document, trace, load } = record;
+  const last = load !== undefined ? 3 : trace !== undefined ? 2 : document !== undefined ? 1 : 0;
   return packr.pack([
     type,
     record.at,
@@ -174,11 +188,8 @@ export function encodeRecord(record: LogRecord): Uint8Array {
     toList(record.worker, workerFields),
     toList(record.key, keyFields),
     record.audit ?? null,
-    // Most records have neither, and are shorter by it.
-    ...(document === undefined && trace === undefined ? [] : [toList(document, documentFields)]),
-    ...(trace === undefined
-      ? []
-      : [trace.traceparent === null ? trace.requestId : [trace.requestId, trace.traceparent]]),
+    // Most records have none of these, and are shorter by it.
+    ...[toList(document, documentFields), traceList(trace), loadList(load)].slice(0, last),
   ]);
 }
 
@@ -199,6 +210,7 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
   const key = fromList<Unplaced<KeyRow>>(list[5], keyFields);
   const document = fromList<Unplaced<DocumentRow>>(list[7], documentFields);
   const trace = traceOf(list[8]);
+  const load = loadOf(list[9]);
   return {
     type,
     at: list[1] as number,
@@ -209,7 +221,34 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
     ...(list[6] === null ? {} : { audit: list[6] }),
     ...(document === undefined ? {} : { document }),
     ...(trace === undefined ? {} : { trace }),
+    ...(load === undefined ? {} : { load }),
   };
+}
+
+/** Whether an encoded record is of this type; without decoding it. */
+export const isOfType = (bytes: Uint8Array, type: RecordType): boolean => bytes[1] === recordTypes.indexOf(type);
+
+function traceList(trace: Trace | undefined): unknown {
+  if (trace === undefined) return null;
+  return trace.traceparent === null ? trace.requestId : [trace.requestId, trace.traceparent];
+}
+
+function loadList(load: Load | undefined): unknown {
+  if (load === undefined) return null;
+  const { rows, fresh, delta, payload } = load;
+  if (payload instanceof Uint8Array) return [rows, fresh, delta, payload];
+  return [rows, fresh, delta, [payload.id, payload.sequence, payload.chunks, payload.bytes, payload.digest]];
+}
+
+function loadOf(value: unknown): Load | undefined {
+  if (value === undefined || value === null) return undefined;
+  if (!Array.isArray(value) || value.length < 4) throw new UnreadableRecord("a load is shorter than its format");
+  const [rows, fresh, delta, payload] = value as [number, boolean, number, unknown];
+  if (payload instanceof Uint8Array) return { rows, fresh, delta, payload };
+  if (!Array.isArray(payload) || payload.length < 5)
+    throw new UnreadableRecord("a reference is shorter than its format");
+  const [id, sequence, chunks, bytes, digest] = payload as [string, number, number, number, string];
+  return { rows, fresh, delta, payload: { id, sequence, chunks, bytes, digest } };
 }
 
 function traceOf(value: unknown): Trace | undefined {

@@ -13,9 +13,9 @@ import { voidCopies, setAside } from "./divergence.js";
 import { dropCarried, takeCarried } from "./carried.js";
 import { applyFast } from "./fast-apply.js";
 import { fold } from "./fold.js";
-import { lockHeads, storeHeads, storePositions, type FullHead } from "./heads.js";
+import { lockHeads, readDigests, storeHeads, storePositions, type FullHead } from "./heads.js";
 import { decodeRecord, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
-import { RowSet } from "./rows.js";
+import { RowSet } from "./row-set.js";
 
 /** A message of a partition, as the applier hands it on. */
 export interface Incoming {
@@ -167,7 +167,7 @@ export class PostgresReplicaStore implements ReplicaStore {
           try {
             const records = message.batch.records.slice(step.skip).map((bytes) => decodeRecord(bytes));
             records.forEach((record, index) =>
-              rows.add(record, step.head.epoch, toPosition(head.position + 1 + index)),
+              rows.add(record, head.shard, step.head.epoch, toPosition(head.position + 1 + index)),
             );
           } catch (error) {
             if (!(error instanceof UnreadableRecord)) throw error;
@@ -236,6 +236,8 @@ export class PostgresReplicaStore implements ReplicaStore {
       client,
       [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),
     );
+    const digests = await readDigests(client, [...heads.keys()]);
+    for (const [shard, head] of heads) heads.set(shard, { ...head, digest: digests.get(shard) ?? 0 });
     return {
       heads: [...heads.values()],
       adoptions,

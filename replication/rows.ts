@@ -1,17 +1,19 @@
 import type { Client } from "../infra/postgres/database.js";
-import { comparePlaces, type Epoch, type Position } from "../shards/ids.js";
-import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, TaskRow, WorkerRow } from "./entities.js";
-import type { LogRecord } from "./record.js";
 
 export interface TableShape {
   readonly table: string;
   readonly key: readonly string[];
   readonly columns: readonly string[];
-  /** Columns that an upsert leaves as they are. */
-  readonly local?: readonly string[];
+  /** Of replicated rows: SQL of the row's digest, over the columns of `v`. Local columns are left out. */
+  readonly digest?: (v: string) => string;
 }
 
 const placed = ["changed_epoch", "changed_position"];
+const ms = (time: string): string => `coalesce((extract(epoch from ${time}) * 1000)::int8::text, '-')`;
+/** 53 bits over the text of what is replicated; the same in every PostgreSQL from 14 on (hash partitions rely on it). */
+const hash = (...parts: readonly string[]): string =>
+  `(hashtextextended(concat_ws('|', ${parts.join(", ")}), 0) & 9007199254740991)`;
+const ofColumns = (v: string, ...columns: readonly string[]): string[] => columns.map((column) => `${v}.${column}`);
 
 export const shapes = {
   clusters: {
@@ -33,6 +35,12 @@ export const shapes = {
       "deleted",
       ...placed,
     ],
+    digest: (v: string) =>
+      hash(
+        ...ofColumns(v, "tenant", "id", "status", "name", "spec::text", "state::text", "labels::text", "version"),
+        ...[`${v}.expires_at`, `${v}.created_at`, `${v}.updated_at`].map(ms),
+        ...ofColumns(v, "deleted", ...placed),
+      ),
   },
   jobs: {
     table: "jobs",
@@ -58,16 +66,33 @@ export const shapes = {
       "error",
       ...placed,
     ],
+    digest: (v: string) =>
+      hash(
+        ...ofColumns(v, "tenant", "id", "cluster_id", "type", "input::text", "status", "attempt", "epoch"),
+        ...ofColumns(v, "stages::text", "started_in", "runs_in"),
+        `coalesce(${v}.checkpoint::text, '-')`,
+        `coalesce(${v}.error, '-')`,
+        ...[`${v}.not_before`, `${v}.created_at`, `${v}.finished_at`].map(ms),
+        ...ofColumns(v, ...placed),
+      ),
   },
   workers: {
     table: "workers",
     key: ["tenant", "id"],
     columns: ["tenant", "id", "shard", "capacity", "labels", "registered_at", "deleted", ...placed],
+    digest: (v: string) =>
+      hash(
+        ...ofColumns(v, "tenant", "id", "capacity", "labels::text", "deleted"),
+        ms(`${v}.registered_at`),
+        ...ofColumns(v, ...placed),
+      ),
   },
   documents: {
     table: "documents",
     key: ["kind", "id"],
     columns: ["kind", "id", "shard", "body", "updated_at", "deleted", ...placed],
+    digest: (v: string) =>
+      hash(...ofColumns(v, "kind", "id", "body::text", "deleted"), ms(`${v}.updated_at`), ...ofColumns(v, ...placed)),
   },
   keys: {
     table: "idempotency_keys",
@@ -107,25 +132,53 @@ const camel = (name: string): string => name.replace(/_([a-z])/g, (_, letter: st
 const camelOf = new Map<string, string>();
 for (const shape of Object.values(shapes)) for (const column of shape.columns) camelOf.set(column, camel(column));
 
-const statements = new Map<TableShape, string>();
-
-/** One statement for any number of rows. A replicated row gives way only to a larger (epoch, position), epoch first. */
-export function upsertStatement(shape: TableShape, parameter = "$1"): string {
-  let sql = statements.get(shape);
-  if (sql !== undefined) return sql.replace("$1", parameter);
+/**
+ * Parts of a WITH statement that write any number of rows given as JSON in `parameter`. A replicated row gives way only to a larger
+ * (epoch, position), epoch first; `<letter>_delta (shard, delta)` is what that changes in the shard's digest. The caller holds the
+ * shard's head locked, or checks afterwards that its digest was the one known.
+ */
+export function writeParts(shape: TableShape, letter: string, parameter: string): string[] {
   const columns = shape.columns.join(", ");
-  const update = shape.columns
+  const source = `json_populate_recordset(null::${shape.table}, ${parameter}::json)`;
+  if (shape.digest === undefined)
+    return [
+      `${letter} AS (INSERT INTO ${shape.table} (${columns}) SELECT ${columns} FROM ${source} ${onConflict(shape)})`,
+    ];
+  return [
+    `${letter}_in AS MATERIALIZED (SELECT v.*, ${shape.digest("v")} AS row_digest FROM ${source} AS v)`,
+    ...writeInput(shape, letter),
+  ];
+}
+
+/** As `writeParts`, of rows that the part `<letter>_in` gives with their `row_digest`. */
+export function writeInput(shape: TableShape, letter: string): string[] {
+  const columns = shape.columns.join(", ");
+  const same = shape.key.map((column) => `o.${column} = i.${column}`).join(" AND ");
+  return [
+    `${letter}_delta AS (SELECT i.shard, bit_xor(i.row_digest # coalesce(o.digest, 0)) AS delta FROM ${letter}_in i LEFT JOIN ${shape.table} o ON ${same}
+      WHERE o.shard IS NULL OR (o.changed_epoch, o.changed_position) < (i.changed_epoch, i.changed_position) GROUP BY i.shard)`,
+    `${letter} AS (INSERT INTO ${shape.table} (${columns}, digest) SELECT ${columns}, row_digest FROM ${letter}_in ${onConflict(shape)})`,
+  ];
+}
+
+function onConflict(shape: TableShape): string {
+  const written = shape.digest === undefined ? shape.columns : [...shape.columns, "digest"];
+  const update = written
     .filter((column) => !shape.key.includes(column))
     .map((column) => `${column} = excluded.${column}`);
   const guard = shape.columns.includes("changed_epoch")
     ? ` WHERE (${shape.table}.changed_epoch, ${shape.table}.changed_position) < (excluded.changed_epoch, excluded.changed_position)`
     : "";
-  sql = `INSERT INTO ${shape.table} (${columns}) SELECT ${columns} FROM json_populate_recordset(null::${shape.table}, $1::json) ON CONFLICT (${shape.key.join(", ")}) DO UPDATE SET ${update.join(", ")}${guard}`;
-  statements.set(shape, sql);
-  return sql.replace("$1", parameter);
+  return `ON CONFLICT (${shape.key.join(", ")}) DO UPDATE SET ${update.join(", ")}${guard}`;
 }
 
-/** Rows as the parameter of `upsertStatement`. */
+/** The exclusive-or of the deltas of the parts `letters` for the shard that `of` names; 0 for none. */
+export const deltaOf = (letters: readonly string[], of: string): string =>
+  letters.length === 0
+    ? "0::bigint"
+    : `coalesce((SELECT bit_xor(delta) FROM (${letters.map((l) => `SELECT shard, delta FROM ${l}_delta`).join(" UNION ALL ")}) AS z WHERE z.shard = ${of}), 0)`;
+
+/** Rows as the parameter of `writeParts`. */
 export const rowsParameter = (shape: TableShape, rows: readonly object[]): string =>
   JSON.stringify(rows.map((row) => toColumns(shape, row)));
 
@@ -136,12 +189,16 @@ function toColumns(shape: TableShape, row: object): Record<string, unknown> {
   return out;
 }
 
-/** Writes rows, of which no two may have the same key. */
+/** Writes rows, of which no two may have the same key, and the digests of their shards, whose heads are locked. */
 export async function upsert(client: Client, shape: TableShape, rows: readonly object[]): Promise<void> {
   if (rows.length === 0) return;
+  const parts = writeParts(shape, "w", "$1").join(", ");
   await client.query({
     name: `upsert_${shape.table}`,
-    text: upsertStatement(shape),
+    text:
+      shape.digest === undefined
+        ? `WITH ${parts} SELECT 1`
+        : `WITH ${parts} UPDATE shard_head h SET digest = h.digest # d.delta FROM w_delta d WHERE h.shard = d.shard`,
     values: [rowsParameter(shape, rows)],
   });
 }
@@ -153,60 +210,7 @@ export function fromColumns<T>(row: Record<string, unknown>): T {
   return out as T;
 }
 
-/** The newest version of each replicated row, gathered from many records. */
-export class RowSet {
-  readonly clusters = new Map<string, ClusterRow>();
-  readonly jobs = new Map<string, JobRow>();
-  readonly workers = new Map<string, WorkerRow>();
-  readonly documents = new Map<string, DocumentRow>();
-  readonly keys = new Map<string, KeyRow>();
-
-  add(record: LogRecord, epoch: Epoch, position: Position): void {
-    const place: Placed = { changedEpoch: epoch, changedPosition: position };
-    if (record.cluster !== undefined)
-      put(this.clusters, `${record.cluster.tenant}/${record.cluster.id}`, { ...record.cluster, ...place });
-    if (record.job !== undefined) put(this.jobs, record.job.id, { ...record.job, ...place });
-    if (record.worker !== undefined)
-      put(this.workers, `${record.worker.tenant}/${record.worker.id}`, { ...record.worker, ...place });
-    if (record.document !== undefined)
-      put(this.documents, `${record.document.kind}/${record.document.id}`, { ...record.document, ...place });
-    if (record.key !== undefined)
-      put(this.keys, `${record.key.tenant}/${record.key.shard}/${record.key.key}`, { ...record.key, ...place });
-  }
-
-  async write(client: Client): Promise<void> {
-    await upsert(client, shapes.clusters, [...this.clusters.values()]);
-    await upsert(client, shapes.jobs, [...this.jobs.values()]);
-    await upsert(client, shapes.workers, [...this.workers.values()]);
-    await upsert(client, shapes.documents, [...this.documents.values()]);
-    const keys = [...this.keys.values()];
-    await upsert(client, shapes.keys, keys);
-    if (keys.length > 0) await supersede(client, keys);
-  }
-}
-
 /** A divergent operation whose key has meanwhile taken effect at the new owner must not be applied twice (section 6). */
 export const supersedeStatement = (first: number): string =>
   `UPDATE divergent_operations d SET status = 'superseded' FROM unnest($${first}::text[], $${first + 1}::text[], $${first + 2}::int[]) AS k(tenant, key, shard)
     WHERE d.status = 'open' AND d.idempotency_key = k.key AND d.tenant = k.tenant AND d.shard = k.shard`;
-
-async function supersede(client: Client, keys: readonly KeyRow[]): Promise<void> {
-  await client.query({
-    name: "supersede",
-    text: supersedeStatement(1),
-    values: [keys.map((row) => row.tenant), keys.map((row) => row.key), keys.map((row) => row.shard)],
-  });
-}
-
-function put<T extends Placed>(rows: Map<string, T>, key: string, row: T): void {
-  const before = rows.get(key);
-  const older =
-    before !== undefined &&
-    comparePlaces(
-      { epoch: before.changedEpoch, position: before.changedPosition },
-      { epoch: row.changedEpoch, position: row.changedPosition },
-    ) > 0;
-  if (!older) rows.set(key, row);
-}
-
-export type { TaskRow };

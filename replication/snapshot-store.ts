@@ -3,11 +3,13 @@ import { epoch as toEpoch, type Partition, type Position, type ShardId, type Sit
 import { dropCarried } from "./carried.js";
 import { copyTables, pageCompare, rowHash, type CopyTable } from "./copy-tables.js";
 import type { Chunk, Cut, Folded, FoldedShard } from "./copy-source.js";
+import { resetDigest } from "./digest.js";
 import { setAside, voidCopies } from "./divergence.js";
 import { lockHeads, storeHeads, type FullHead } from "./heads.js";
 import { planJump } from "./jump.js";
 import { loadingColumns, loadingOf, startLoading, type Loading, type LoadingRow } from "./loading.js";
 import { Overtaken } from "./replica-store.js";
+import { shapes, type TableShape } from "./rows.js";
 
 /** A shard whose epoch changed by a jump instead of by its record. */
 export interface Jumped {
@@ -150,12 +152,14 @@ export class SnapshotStore {
           chunk.position,
         ],
       );
-      if (next === undefined)
+      if (next === undefined) {
+        await resetDigest(client, loading.shard);
         await client.query(
           `WITH done AS (DELETE FROM snapshots WHERE shard = $1 RETURNING cut_epoch, cut_position)
            UPDATE restores r SET cut_epoch = done.cut_epoch, cut_position = done.cut_position FROM done WHERE r.shard = $1 AND r.kind = 'shard'`,
           [loading.shard],
         );
+      }
       return true;
     });
   }
@@ -211,15 +215,21 @@ async function clearRange(
 }
 
 function insertStatement(table: CopyTable): string {
-  const columns = table.columns.join(", ");
-  const update = table.columns
+  // What is copied is digested as it is stored here.
+  const digest = Object.values(shapes).find((shape: TableShape) => shape.table === table.name)?.digest;
+  const written = digest === undefined ? table.columns : [...table.columns, "digest"];
+  const columns = written.join(", ");
+  const values = [...table.columns.map((column) => `v.${column}`), ...(digest === undefined ? [] : [digest("v")])].join(
+    ", ",
+  );
+  const update = written
     .filter((column) => !table.key.includes(column))
     .map((column) => `${column} = excluded.${column}`)
     .join(", ");
   const conflict = table.placed
     ? `DO UPDATE SET ${update} WHERE (${table.name}.changed_epoch, ${table.name}.changed_position) < (excluded.changed_epoch, excluded.changed_position)`
     : "DO NOTHING";
-  return `INSERT INTO ${table.name} (${columns}) SELECT ${columns} FROM json_populate_recordset(null::${table.name}, $1::json)
+  return `INSERT INTO ${table.name} (${columns}) SELECT ${values} FROM json_populate_recordset(null::${table.name}, $1::json) AS v
     ON CONFLICT (${table.key.join(", ")}) ${conflict}`;
 }
 

@@ -16,6 +16,8 @@ export interface Needs {
 export type RecordType =
   | "cluster.put"
   | "cluster.delete"
+  /** Many clusters at once; see record.ts. */
+  | "cluster.load"
   | "job.start"
   | "job.restart"
   | "job.checkpoint"

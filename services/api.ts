@@ -1,4 +1,5 @@
 import type { Position, Epoch, ShardId, SiteName } from "../shards/ids.js";
+import type { LoadRow } from "../replication/load.js";
 import type { ClusterStatus, JobStatus, JsonObject } from "../replication/entities.js";
 
 export const scopes = ["read", "write", "operate", "admin"] as const;
@@ -66,6 +67,8 @@ export type Command =
   /** RFC 7396 on what a PUT sets. */
   | { readonly type: "cluster.patch"; readonly id: string; readonly patch: ClusterPatch; readonly condition: Condition }
   | { readonly type: "cluster.delete"; readonly id: string; readonly condition: Condition }
+  /** Many of one shard, all or none; its reply's body is a LoadOutcome. Always with a key. */
+  | { readonly type: "cluster.load"; readonly shard: ShardId; readonly rows: readonly LoadRow[] }
   /** An owner read: the lease is checked before and after. */
   | { readonly type: "cluster.get"; readonly id: string }
   | {

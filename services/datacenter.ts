@@ -9,7 +9,9 @@ import { systemRandom, type Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
 import { Backlog } from "../replication/backlog.js";
 import { readProgress } from "../replication/carried.js";
+import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
+import { Payloads } from "../replication/payloads.js";
 import { Pace } from "../replication/pace.js";
 import type { EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
@@ -153,6 +155,7 @@ export async function createDatacenter(
       owner: new PostgresOwnerStore(writes),
       replica: new PostgresReplicaStore(data, site, log),
       outbox: new PostgresOutbox(data),
+      payloads: new Payloads(streams.objects, time, random),
       siteSet: () => siteSets.set,
       mayAppend: (partition) => !retention.full(partition),
       backlogWaitMs: (bytes) => pace.reserve(bytes),
@@ -274,6 +277,7 @@ export async function createDatacenter(
       servedBy,
       shards,
       writer,
+      loads: new LoadWriter({ database: data, gate: engine.gate, events: engine.written, site, time, log }),
       queries,
       jobs,
       tasks,

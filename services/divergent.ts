@@ -3,6 +3,7 @@ import type { ClusterRow } from "../replication/entities.js";
 import type { Command, Reply, RequestContext } from "./api.js";
 import type { DatacenterParts } from "./datacenter.js";
 import type { Face } from "./face.js";
+import { loadKeyPrefix } from "./bulk.js";
 
 interface Row {
   readonly id: string;
@@ -36,7 +37,11 @@ export class DivergentOperations {
         ...context,
         caller: { ...context.caller, tenant: row.tenant },
         // Twice asked for, or asked for while the first answer is on its way, it takes effect once.
-        idempotencyKey: row.idempotencyKey ?? `divergent-${row.id}`,
+        // The key of a load is that of many operations.
+        idempotencyKey:
+          row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)
+            ? `divergent-${row.id}`
+            : row.idempotencyKey,
         consistency: "owner",
       },
       commandOf(row),

@@ -1,6 +1,8 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
-import type { Operation, ShardWriter } from "../replication/work.js";
+import type { LoadRow } from "../replication/load.js";
+import type { LoadWriter } from "../replication/load-writer.js";
+import type { Operation, ShardWriter, Written } from "../replication/work.js";
 import type { Executor, Routed } from "../routing/router.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
 import { shardOf } from "../shards/ids.js";
@@ -38,6 +40,8 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
     case "cluster.delete":
     case "cluster.get":
       return shardOf(command.id, shards);
+    case "cluster.load":
+      return known(command.shard, "shard");
     case "job.start":
       return shardOf(command.clusterId, shards);
     case "job.cancel":
@@ -77,6 +81,7 @@ export interface ExecutorOptions {
   readonly servedBy: string;
   readonly shards: number;
   readonly writer: ShardWriter;
+  readonly loads: Pick<LoadWriter, "write">;
   readonly queries: Queries;
   readonly jobs: JobOperations;
   readonly tasks: TaskOperations;
@@ -96,6 +101,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
     const { command } = request;
     if (command.type === "cluster.get") return this.#get(request, context, command.id);
     if (command.type === "job.get") return this.#getJob(request, context, command.jobId);
+    if (command.type === "cluster.load") return this.#load(request, context, command.rows);
     const operation = this.#operation(command, request.shard, context);
     const { requestId, traceparent } = context;
     const keyed: Operation = {
@@ -125,16 +131,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
         owner: this.o.site,
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
-        ...(context.durability === "replicated"
-          ? {}
-          : {
-              confirm: () => {
-                if (!this.o.gate.mayAcknowledge(request.shard, written.openEpoch))
-                  throw new Problem("outcome_unknown", "the lease ran out before the answer was sent", {
-                    owner: this.o.site,
-                  });
-              },
-            }),
+        ...this.#confirmation(request.shard, context, written),
       };
     } catch (error) {
       if (error instanceof Problem && error.code === "stale_token") this.o.onStaleFinish();
@@ -143,7 +140,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
   }
 
   #operation(
-    command: Exclude<Command, { type: "cluster.get" | "job.get" }>,
+    command: Exclude<Command, { type: "cluster.get" | "job.get" | "cluster.load" }>,
     shard: ShardId,
     context: CommandContext,
   ): Operation {
@@ -187,6 +184,44 @@ export class CommandExecutor implements Executor<Command, Reply> {
       case "task.finish":
         return this.o.tasks.finish({ tenant, ...command });
     }
+  }
+
+  async #load(request: Routed<Command>, context: CommandContext, rows: readonly LoadRow[]): Promise<Reply> {
+    const { requestId, traceparent } = context;
+    try {
+      const written = await this.o.loads.write(
+        {
+          shard: request.shard,
+          tenant: context.caller.tenant,
+          rows,
+          key: { key: context.key ?? requestId, retentionMs: this.o.keyRetentionMs },
+          trace: { requestId, traceparent },
+        },
+        { durability: context.durability, deadline: request.deadline },
+      );
+      return {
+        status: 200,
+        body: written.outcome.body,
+        place: { shard: request.shard, epoch: written.epoch, position: written.position },
+        owner: this.o.site,
+        servedBy: this.o.servedBy,
+        ...(written.replayed ? { replayed: true } : {}),
+        ...this.#confirmation(request.shard, context, written),
+      };
+    } catch (error) {
+      throw error instanceof Problem ? error.withOwner(this.o.site) : error;
+    }
+  }
+
+  /** A local write is acknowledged only under the lease that it was made under. */
+  #confirmation(shard: ShardId, context: CommandContext, written: Written): Pick<Reply, "confirm"> {
+    if (context.durability === "replicated") return {};
+    return {
+      confirm: () => {
+        if (!this.o.gate.mayAcknowledge(shard, written.openEpoch))
+          throw new Problem("outcome_unknown", "the lease ran out before the answer was sent", { owner: this.o.site });
+      },
+    };
   }
 
   /** Linearizable: the lease is checked before and after, and the epoch is the same (rule f). */

@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
 import type { EventLoop } from "../infra/event-loop.js";
 import type { JsonObject } from "../replication/entities.js";
+import type { LoadRow } from "../replication/load.js";
 import { shardOf, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
 import type { ClusterQuotas } from "./access/quotas.js";
@@ -96,7 +97,7 @@ export class Face implements Datacenter {
     const key = context.idempotencyKey ?? null;
     const placed =
       command.type === "cluster.create" && command.id === undefined
-        ? { ...command, id: this.#newId(context.caller.tenant, key) }
+        ? { ...command, id: this.newId(context.caller.tenant, key) }
         : command;
     const labels = { durability: context.durability };
     let giveBack: () => void = () => undefined;
@@ -152,6 +153,37 @@ export class Face implements Datacenter {
     return new Problem("outcome_unknown", "No owner can be reached; the finish is stored here, to be forwarded.", {
       cause: error,
     });
+  }
+
+  /** Rows of one shard, of a bulk request, by way of their owner. */
+  async load(context: RequestContext, shard: ShardId, rows: readonly LoadRow[]): Promise<Reply> {
+    const labels = { durability: context.durability };
+    const { tenant, principal } = context.caller;
+    const rooms: (() => void)[] = [];
+    try {
+      for (const row of rows) rooms.push(await this.#quotas.reserve(tenant, row.id));
+      const { result, route } = await this.#p.router.execute({
+        shard,
+        command: { type: "cluster.load", shard, rows },
+        context: {
+          caller: { tenant, principal },
+          durability: context.durability,
+          requestId: context.requestId,
+          traceparent: context.traceparent ?? null,
+          key: context.idempotencyKey ?? null,
+        } satisfies CommandContext,
+        deadline: context.deadline,
+        repeatable: true,
+      });
+      result.confirm?.();
+      this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route }, rows.length);
+      return result;
+    } catch (error) {
+      const outcome = error instanceof Problem ? error.code : "internal";
+      if (outcome !== "outcome_unknown") for (const back of rooms) back();
+      this.#p.metrics.writes.inc({ ...labels, outcome, route: "local" }, rows.length);
+      throw error;
+    }
   }
 
   async getCluster(context: RequestContext, id: string): Promise<Reply> {
@@ -435,7 +467,7 @@ export class Face implements Datacenter {
   }
 
   /** With a key the id follows from tenant and key; else it is random, of a shard that this datacenter owns (any, if it owns none). */
-  #newId(tenant: string, key: string | null): string {
+  newId(tenant: string, key: string | null): string {
     if (key !== null) return `c-${createHash("sha256").update(`${tenant}\n${key}`).digest("hex").slice(0, 24)}`;
     const owned = new Set(this.#p.map.ownedBy(this.name).map((head) => head.shard));
     let id = `c-${this.#p.random.token(16)}`;

@@ -8,6 +8,7 @@ import { KeyExpiry } from "../replication/key-expiry.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createAccess, TenantWorkers } from "./access/index.js";
 import { createCoopr } from "./coopr/index.js";
+import { Bulk } from "./bulk.js";
 import { createDatacenter } from "./datacenter.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
@@ -60,6 +61,13 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     active,
   });
   const divergent = new DivergentOperations(parts, face);
+  const bulk = new Bulk({
+    shards: parts.shards,
+    time,
+    load: (context, shard, rows) => face.load(context, shard, rows),
+    newId: (tenant, key) => face.newId(tenant, key),
+    token: () => random.token(16),
+  });
   const http = createHttpServer({
     datacenter: face,
     config,
@@ -68,6 +76,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     log,
     admit: (request, need) => guard.access.admit(request, need),
     extensions: guard.extend({
+      bulk: (context, rows, signal) => bulk.run(context, rows, signal),
       startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
       getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
       cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),

@@ -127,7 +127,7 @@ export class Verifier implements Service {
   }
 
   async #differing(shard: number, owner: SiteName, other: SiteName): Promise<string[]> {
-    const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[string, string][]>(dc, { rows: shard })));
+    const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[string, number][]>(dc, { rows: shard })));
     const here = new Map(a);
     const there = new Map(b);
     return [...new Set([...here.keys(), ...there.keys()])]

@@ -13,6 +13,7 @@ import {
   type StreamState,
 } from "./streams.js";
 import type { Link } from "./messaging.js";
+import { ObjectStore } from "./object-store.js";
 
 /** Bounds of one read. */
 export interface ReadLimits {
@@ -38,11 +39,16 @@ const maybe = (stored: Stored | undefined): ShardMessage | undefined =>
  * the connection fell back to), the others go through the other sites' servers (section 3: an append that finds no responder).
  */
 export class LogStreams {
+  /** Large payloads, of which the log carries references. */
+  readonly objects: ObjectStore;
+
   constructor(
     readonly group: string,
     readonly generation: number,
     private readonly links: readonly Link[],
-  ) {}
+  ) {
+    this.objects = new ObjectStore(`HOTHOT_${group}_g${generation}`, links);
+  }
 
   get routes(): number {
     return this.links.length;
@@ -109,6 +115,7 @@ export class LogStreams {
   /** Creates what is missing. @throws StreamError, NoAnswer */
   async create(partitions: number, replicas: number, timeoutMs: number): Promise<void> {
     await createStream(this.#link(0), this.controlStream, [this.controlSubject], replicas, timeoutMs);
+    await this.objects.create(replicas, timeoutMs);
     for (let partition = 0; partition < partitions; partition++)
       await createStream(
         this.#link(0),

@@ -148,7 +148,8 @@ export async function readLast(
   };
 }
 
-async function api<T>(link: Link, subject: string, body: unknown, timeoutMs: number): Promise<T> {
+/** A request to JetStream's API. @throws StreamError, NoAnswer, NoResponders */
+export async function callApi<T>(link: Link, subject: string, body: unknown, timeoutMs: number): Promise<T> {
   const reply = await link.call(
     `$JS.API.${subject}`,
     bytes.encode(body === undefined ? "" : JSON.stringify(body)),
@@ -212,7 +213,7 @@ export async function createStream(
   replicas: number,
   timeoutMs: number,
 ): Promise<void> {
-  await api(
+  await callApi(
     link,
     `STREAM.CREATE.${stream}`,
     {
@@ -238,7 +239,7 @@ export async function createStream(
 /** @returns undefined when there is no such stream. @throws NoAnswer | StreamError */
 export async function streamState(link: Link, stream: string, timeoutMs: number): Promise<StreamState | undefined> {
   try {
-    return stateOf(await api<StreamInfo>(link, `STREAM.INFO.${stream}`, undefined, timeoutMs));
+    return stateOf(await callApi<StreamInfo>(link, `STREAM.INFO.${stream}`, undefined, timeoutMs));
   } catch (error) {
     if (error instanceof StreamError && error.errorCode === 10059) return undefined;
     throw error;
@@ -247,12 +248,12 @@ export async function streamState(link: Link, stream: string, timeoutMs: number)
 
 /** Asks the stream's leader to hand over to `preferred` (a server's name). @throws StreamError 10005 when it leads already. */
 export async function stepDown(link: Link, stream: string, preferred: string, timeoutMs: number): Promise<void> {
-  await api(link, `STREAM.LEADER.STEPDOWN.${stream}`, { placement: { preferred } }, timeoutMs);
+  await callApi(link, `STREAM.LEADER.STEPDOWN.${stream}`, { placement: { preferred } }, timeoutMs);
 }
 
 /** Removes all messages below `sequence`. Nothing happens when there are none. @throws NoAnswer | NoResponders | StreamError */
 export async function purgeBelow(link: Link, stream: string, sequence: number, timeoutMs: number): Promise<number> {
-  const answer = await api<{ purged?: number }>(link, `STREAM.PURGE.${stream}`, { seq: sequence }, timeoutMs);
+  const answer = await callApi<{ purged?: number }>(link, `STREAM.PURGE.${stream}`, { seq: sequence }, timeoutMs);
   return answer.purged ?? 0;
 }
 
@@ -271,7 +272,7 @@ export async function firstSince(
 /** JetStream is there and has a meta leader. */
 export async function jetStreamReady(link: Link, timeoutMs: number): Promise<boolean> {
   try {
-    await api(link, "INFO", undefined, timeoutMs);
+    await callApi(link, "INFO", undefined, timeoutMs);
     return true;
   } catch {
     return false;

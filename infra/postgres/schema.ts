@@ -37,6 +37,8 @@ type TimeOrNull = ColumnType<string | null, string | null, string | null>;
 interface PlacedColumns {
   changedEpoch: number;
   changedPosition: number;
+  /** Of the row as it was last written; a row that does not equal it was damaged at rest (replication/digest.ts). */
+  digest: Generated<number>;
 }
 
 export interface MetaTable {
@@ -81,6 +83,8 @@ export interface ShardHeadTable {
   epochEnds: Json<readonly { epoch: number; owner: string; last: number }[]>;
   /** Why no record is applied any more; null: all is well. */
   stopped: string | null;
+  /** Exclusive-or of the digests of the shard's rows, kept with each change of them: what should be here. */
+  digest: Generated<number>;
   /** Grows with each change of owner, epoch, state or confirmation: a node's view only moves forward. */
   revision: number;
 }
@@ -180,7 +184,7 @@ export interface AuditPendingTable {
   notedAt: ColumnType<string, never, never>;
 }
 
-export interface KeysTable extends PlacedColumns {
+export interface KeysTable extends Omit<PlacedColumns, "digest"> {
   tenant: string;
   key: string;
   shard: number;
@@ -220,6 +224,8 @@ export interface DivergentTable {
   shard: number;
   epoch: number;
   position: number;
+  /** Which of the record's operations; more than one only of a load. */
+  item: Generated<number>;
   tenant: string;
   clusterId: string;
   type: string;
@@ -354,6 +360,7 @@ CREATE TABLE shard_head (
   reason text NOT NULL DEFAULT '',
   epoch_ends jsonb NOT NULL DEFAULT '[]',
   stopped text,
+  digest bigint NOT NULL DEFAULT 0,
   revision bigint NOT NULL DEFAULT 0,
   CONSTRAINT owned_is_not_fenced CHECK (state <> 'owned' OR (epoch > fenced_through AND closing = 0)),
   CHECK (published <= position)
@@ -378,6 +385,7 @@ CREATE TABLE clusters (
   deleted boolean NOT NULL,
   changed_epoch bigint NOT NULL,
   changed_position bigint NOT NULL,
+  digest bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (tenant, id)
 );
 CREATE INDEX clusters_by_shard ON clusters (shard, tenant, id);
@@ -402,7 +410,8 @@ CREATE TABLE jobs (
   finished_at timestamptz,
   error text,
   changed_epoch bigint NOT NULL,
-  changed_position bigint NOT NULL
+  changed_position bigint NOT NULL,
+  digest bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX jobs_by_cluster ON jobs (tenant, cluster_id, created_at);
 CREATE INDEX jobs_unfinished ON jobs (shard, epoch) WHERE status IN ('queued', 'running', 'paused');
@@ -442,6 +451,7 @@ CREATE TABLE workers (
   deleted boolean NOT NULL,
   changed_epoch bigint NOT NULL,
   changed_position bigint NOT NULL,
+  digest bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (tenant, id)
 );
 CREATE TABLE documents (
@@ -453,6 +463,7 @@ CREATE TABLE documents (
   deleted boolean NOT NULL,
   changed_epoch bigint NOT NULL,
   changed_position bigint NOT NULL,
+  digest bigint NOT NULL DEFAULT 0,
   PRIMARY KEY (kind, id)
 );
 CREATE INDEX documents_by_shard ON documents (shard, kind, id);
@@ -486,6 +497,8 @@ CREATE TABLE outbox (
   committed_at timestamptz NOT NULL,
   PRIMARY KEY (shard, epoch, position)
 );
+-- Compressing large records once more costs more than their bytes.
+ALTER TABLE outbox ALTER COLUMN record SET STORAGE EXTERNAL;
 CREATE TABLE history (
   shard int NOT NULL,
   epoch bigint NOT NULL,
@@ -508,6 +521,7 @@ CREATE TABLE divergent_operations (
   shard int NOT NULL,
   epoch bigint NOT NULL,
   position bigint NOT NULL,
+  item int NOT NULL DEFAULT 0,
   tenant text NOT NULL,
   cluster_id text NOT NULL,
   type text NOT NULL,
@@ -518,7 +532,7 @@ CREATE TABLE divergent_operations (
   committed_at timestamptz NOT NULL,
   set_aside_at timestamptz NOT NULL,
   status text NOT NULL DEFAULT 'open' CHECK (status IN ('open', 'replayed', 'discarded', 'superseded')),
-  UNIQUE (shard, epoch, position)
+  UNIQUE (shard, epoch, position, item)
 );
 CREATE INDEX divergent_open_keys ON divergent_operations (idempotency_key) WHERE status = 'open';
 CREATE TABLE restores (

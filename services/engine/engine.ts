@@ -10,7 +10,7 @@ import { ReplicatorLock } from "../../replication/replicator-lock.js";
 import { Restorer } from "../../replication/restore.js";
 import { Resume } from "../../replication/resume.js";
 import { ShardLog } from "../../replication/shard-log.js";
-import { Writer } from "../../replication/writer.js";
+import { Writer, type WriterEvents } from "../../replication/writer.js";
 import { Changes } from "../../routing/changes.js";
 import { partitionOf, type Epoch, type Position, type ShardId } from "../../shards/ids.js";
 import { LeaderKeeper } from "../../shards/leader-keeper.js";
@@ -79,6 +79,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
   const hints = new Hints(group, ground.generation, ground.main, time);
   const publisher: Publisher = new Publisher({
     log: shardLog,
+    ...(ground.payloads === undefined ? {} : { outgoing: ground.payloads.outgoing }),
     outbox: ground.outbox,
     map,
     site,
@@ -110,32 +111,26 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     active: () => replicator.holding,
   });
   const gate = new OwnerGate({ site, map, leases, restorer, room: ground.room });
-  const writer = new Writer({
-    store: ground.owner,
-    site,
-    time,
-    random,
-    log,
-    gate,
-    events: {
-      committed: (records) => {
-        for (const record of records) progress.reached(record.shard, record.epoch, record.position);
-        publisher.committed(records);
-        if (!replicator.holding) inside.send({ wake: [...new Set(records.map((record) => record.shard))] });
-      },
-      uncertain: (list) => {
-        for (const shard of list) publisher.wake(shard);
-        inside.send({ wake: list });
-      },
-      published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),
+  const written: WriterEvents = {
+    committed: (records) => {
+      for (const record of records) progress.reached(record.shard, record.epoch, record.position);
+      publisher.committed(records);
+      if (!replicator.holding) inside.send({ wake: [...new Set(records.map((record) => record.shard))] });
     },
-  });
+    uncertain: (list) => {
+      for (const shard of list) publisher.wake(shard);
+      inside.send({ wake: list });
+    },
+    published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),
+  };
+  const writer = new Writer({ store: ground.owner, site, time, random, log, gate, events: written });
   const applier: Applier = new Applier({
     transport: ground.transport,
     store: ground.replica,
     partitions,
     time,
     log,
+    ...(ground.payloads === undefined ? {} : { whole: ground.payloads.incoming }),
     onApplied: (applied, messages) => view.applied(applied, messages),
   });
   const ownership = new LogOwnership({
@@ -300,6 +295,8 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     restorer,
     gate,
     writer,
+    /** What follows from a commit of an owner's transaction. */
+    written,
     applier,
     ownership,
     replicator,

@@ -5,6 +5,7 @@ import type { Messenger } from "../../infra/nats/messaging.js";
 import type { Random } from "../../infra/random.js";
 import type { RestoreStore } from "../../replication/restore-store.js";
 import type { OwnerStore } from "../../replication/owner-store.js";
+import type { Payloads } from "../../replication/payloads.js";
 import type { Outbox } from "../../replication/publisher.js";
 import type { EpochEnd } from "../../replication/record.js";
 import type { Applied, Incoming, ReplicaStore } from "../../replication/replica-store.js";
@@ -63,6 +64,8 @@ export interface Ground extends WordGround {
   readonly owner: OwnerStore;
   readonly replica: ReplicaStore;
   readonly outbox: Outbox;
+  /** Large parts of records, on their way to the log and from it; without it they stay in their records. */
+  readonly payloads?: Pick<Payloads, "outgoing" | "incoming">;
   readonly siteSet: () => SiteSet;
   /** The partition's log has room left for records. */
   readonly mayAppend: (partition: Partition) => boolean;

@@ -76,7 +76,7 @@ export const patchCluster = z
   })
   .meta({ id: "ClusterPatch" });
 export const createCluster = z.strictObject({ id: clusterId.optional(), ...clusterFields });
-export const bulkCluster = z.strictObject({ id: clusterId, ...clusterFields });
+export const bulkCluster = z.strictObject({ id: clusterId.optional(), ...clusterFields });
 
 export const clusterQuery = z.strictObject({
   status: z.enum(clusterStatuses, `must be one of ${clusterStatuses.join(", ")}`).optional(),

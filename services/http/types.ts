@@ -113,7 +113,7 @@ export interface MoveRequest {
 
 /** A line of a bulk request: a row, or why it is none. */
 export type BulkRow =
-  | { readonly line: number; readonly id: string; readonly fields: ClusterFields }
+  | { readonly line: number; readonly id?: string; readonly fields: ClusterFields }
   | { readonly line: number; readonly id?: string; readonly errors: readonly FieldError[] };
 
 /** A line of a bulk answer. */

@@ -92,6 +92,8 @@ export class FakeDatacenter implements Datacenter {
       }
       case "document.put":
         return { status: 200, body: { updatedAt: at }, ...written };
+      case "cluster.load":
+        return { ...written, status: 200, body: command.rows.map(() => [201, 1]) };
       case "cluster.delete":
         if (!this.clusters.delete(command.id)) throw new Problem("not_found");
         return { status: 204, ...written };

@@ -114,7 +114,7 @@ describe("POST /v1/clusters/bulk", () => {
                   code: "invalid_request",
                   detail: row.errors.map((fault) => fault.path).join(" "),
                 };
-              else yield { line: row.line, id: row.id, status: 201, version: 1 };
+              else yield { line: row.line, id: row.id ?? "none", status: 201, version: 1 };
             }
           },
         },

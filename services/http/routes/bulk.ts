@@ -73,10 +73,10 @@ function rowOf(bytes: Buffer, line: number): BulkRow | undefined {
   const errors: FieldError[] = [];
   try {
     const value = parseJson(bytes);
-    const row = check(bulkCluster, value, "body", errors) as ({ id: string } & ClusterFields) | undefined;
+    const row = check(bulkCluster, value, "body", errors) as ({ id?: string } & ClusterFields) | undefined;
     if (row !== undefined) {
       const { id, ...fields } = row;
-      return { line, id, fields };
+      return { line, ...(id === undefined ? {} : { id }), fields };
     }
     const id = (value as { readonly id?: unknown } | null)?.id;
     return typeof id === "string" ? { line, id: id.slice(0, 128), errors } : { line, errors };
