@@ -214,9 +214,11 @@ async function clearRange(
   );
 }
 
+const shapeList: readonly TableShape[] = Object.values(shapes);
+
 function insertStatement(table: CopyTable): string {
   // What is copied is digested as it is stored here.
-  const digest = Object.values(shapes).find((shape: TableShape) => shape.table === table.name)?.digest;
+  const digest = shapeList.find((shape) => shape.table === table.name)?.digest;
   const written = digest === undefined ? table.columns : [...table.columns, "digest"];
   const columns = written.join(", ");
   const values = [...table.columns.map((column) => `v.${column}`), ...(digest === undefined ? [] : [digest("v")])].join(
