@@ -8,7 +8,7 @@ import { jetStreamReady, StreamError } from "../infra/nats/streams.js";
 import { encodeBatch } from "../replication/record.js";
 import { batchId } from "../replication/ownership.js";
 import { epoch, partitionOf, position, shardId, type SiteName } from "../shards/ids.js";
-import { datacentersOf, decodeSiteSet, encodeSiteSet, type SiteSet } from "../shards/site-set.js";
+import { datacentersOf, decodeSiteSet, encodeSiteSet, replicasDue, type SiteSet } from "../shards/site-set.js";
 import { firstOwner, preferredLeader } from "../shards/successor.js";
 import { openLinks } from "./links.js";
 
@@ -46,7 +46,7 @@ export async function initialise(config: Config, plan: GroupPlan, log: Logger): 
       ...plan.datacenters.map((name) => ({ name, witness: false })),
       ...plan.witnesses.map((name) => ({ name, witness: true })),
     ];
-    const replicas = sites.length >= 5 ? 5 : Math.min(3, sites.length);
+    const replicas = replicasDue(sites.length);
     for (;;) {
       try {
         await streams.create(plan.partitions, replicas, 5_000);

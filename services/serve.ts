@@ -10,6 +10,8 @@ import { createAccess, TenantWorkers } from "./access/index.js";
 import { createCoopr } from "./coopr/index.js";
 import { Bulk } from "./bulk.js";
 import { createDatacenter } from "./datacenter.js";
+import { Membership } from "./membership.js";
+import { StreamKeeper } from "./stream-keeper.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
 import { createHttpServer } from "./http/index.js";
@@ -68,6 +70,17 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     newId: (tenant, key) => face.newId(tenant, key),
     token: () => random.token(16),
   });
+  const membership = new Membership(parts);
+  const streamKeeper = new StreamKeeper({
+    site: config.site,
+    partitions: parts.partitions,
+    streams: parts.streams,
+    map: parts.map,
+    siteSet: () => parts.siteSets.set,
+    time,
+    log,
+    active: () => parts.replicator.holding && parts.leases.valid,
+  });
   const http = createHttpServer({
     datacenter: face,
     config,
@@ -82,6 +95,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
       cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
       replayDivergent: (context, id) => divergent.replay(context, id),
       discardDivergent: (context, id) => divergent.discard(context, id),
+      addDatacenter: (context, name) => membership.add(context, name),
+      removeDatacenter: (context, name) => membership.remove(context, name),
       setFailover: (context, paused) => parts.moves.setFailover(context, paused),
     }),
     observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),
@@ -111,7 +126,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     loop,
     ...parts.services,
     ...guard.services,
-    ...(config.roles.includes("replicator") ? [verifier, forwarder, keyExpiry] : []),
+    ...(config.roles.includes("coordinator") ? [membership] : []),
+    ...(config.roles.includes("replicator") ? [verifier, forwarder, keyExpiry, streamKeeper] : []),
     ...createCoopr(parts, (context, command) => face.execute(context, command), finishes),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
@@ -120,7 +136,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     await group.start();
     guard.access.announce();
     log.info("serves", { url: parts.url, shards: parts.shards });
-    log.info("stops", { signal: await stopped });
+    const left = parts.siteSets.gone(config.site).then(() => "removed from the group");
+    log.info("stops", { signal: await Promise.race([stopped, left]) });
     await group.drain();
   } finally {
     await group.stop();

@@ -3,6 +3,7 @@ import { asError, FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { LogStreams } from "../infra/nats/log-streams.js";
 import type { Service } from "../infra/service.js";
+import type { SiteName } from "../shards/ids.js";
 import { decodeSiteSet, encodeSiteSet, type SiteSet } from "../shards/site-set.js";
 
 const tickMs = 2_000;
@@ -15,6 +16,7 @@ export class SiteSetWatch implements Service {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   #current: { readonly set: SiteSet; readonly sequence: number } | undefined;
+  readonly #listeners: ((set: SiteSet) => void)[] = [];
   #loop: Promise<void> = Promise.resolve();
   #reading: Promise<void> | undefined;
 
@@ -64,16 +66,32 @@ export class SiteSetWatch implements Service {
     await this.#loop;
   }
 
+  /** Resolves when the set is seen not to hold the site (any more). */
+  gone(site: SiteName): Promise<void> {
+    return new Promise((resolve) => {
+      const look = (set: SiteSet): void => {
+        if (!set.sites.some((each) => each.name === site)) resolve();
+      };
+      this.#listeners.push(look);
+      if (this.#current !== undefined) look(this.#current.set);
+    });
+  }
+
   refresh(): Promise<void> {
     return (this.#reading ??= this.#read().finally(() => (this.#reading = undefined)));
   }
 
-  /** Changes the set when nobody else has meanwhile. @returns the new set, or undefined when it was refused or is not known. */
-  async change(make: (set: SiteSet) => SiteSet): Promise<SiteSet | undefined> {
+  /**
+   * Changes the set when nobody else has meanwhile.
+   * @param make undefined: nothing is to be changed any more
+   * @returns the new set, or undefined when it was not changed, or that is not known
+   */
+  async change(make: (set: SiteSet) => SiteSet | undefined): Promise<SiteSet | undefined> {
     await this.refresh();
     const current = this.#current;
-    if (current === undefined) return undefined;
-    const next = { ...make(current.set), number: current.set.number + 1 };
+    const made = current === undefined ? undefined : make(current.set);
+    if (current === undefined || made === undefined) return undefined;
+    const next = { ...made, number: current.set.number + 1 };
     const answer = await this.#streams.appendControl(encodeSiteSet(next), current.sequence, 3_000, 0);
     await this.refresh();
     return answer.kind === "stored" ? next : undefined;
@@ -90,7 +108,9 @@ export class SiteSetWatch implements Service {
             number: this.#current.set.number,
             sites: this.#current.set.sites.map((site) => site.name),
             paused: this.#current.set.failoverPaused,
+            changing: this.#current.set.changing !== undefined,
           });
+          for (const listener of this.#listeners) listener(this.#current.set);
         }
         return;
       } catch (error) {

@@ -6,10 +6,10 @@ import type { Messenger } from "../infra/nats/messaging.js";
 import type { Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
 import type { SiteName } from "./ids.js";
-import { Lease, promisesNeeded } from "./lease.js";
+import { Lease } from "./lease.js";
 import type { ShardMap } from "./map.js";
 import type { NodeReport, Peers } from "./peers.js";
-import type { SiteSet } from "./site-set.js";
+import { promisesSuffice, votersOf, type SiteSet } from "./site-set.js";
 import type { Heartbeat, SiteAnswer } from "./site-word.js";
 import type { ShardStore } from "./store.js";
 
@@ -53,6 +53,7 @@ export class LeaseKeeper implements Service {
   readonly #lease: Lease;
   readonly #acks: Record<SiteName, [incarnation: number, number: number]> = {};
   readonly #heardFrom = new Map<SiteName, number>();
+  readonly #heardUnder = new Map<SiteName, { readonly set: number; readonly since: number }>();
   readonly #stop = new AbortController();
   readonly #listeners = new Set<(valid: boolean) => void>();
   #beat = 0;
@@ -108,6 +109,11 @@ export class LeaseKeeper implements Service {
   get hears(): SiteName[] {
     const now = this.#o.time.monotonic();
     return [...this.#heardFrom].filter(([, at]) => now - at < this.#o.leaseMs).map(([site]) => site);
+  }
+
+  /** Sites that answer under this number of the site set, and since when (monotonic milliseconds). */
+  heardUnder(number: number): Map<SiteName, number> {
+    return new Map([...this.#heardUnder].flatMap(([site, { set, since }]) => (set === number ? [[site, since]] : [])));
   }
 
   /** Other live nodes of this datacenter, as the database lists them. */
@@ -179,14 +185,17 @@ export class LeaseKeeper implements Service {
 
   #answered(answer: SiteAnswer): void {
     const set = this.#o.siteSet();
-    if (this.#stop.signal.aborted || !set.sites.some((site) => site.name === answer.site)) return;
+    const known = set.changing === undefined ? set.sites.some((s) => s.name === answer.site) : false;
+    if (this.#stop.signal.aborted || !(known || votersOf(set).includes(answer.site))) return;
+    if (this.#heardUnder.get(answer.site)?.set !== answer.set)
+      this.#heardUnder.set(answer.site, { set: answer.set, since: this.#o.time.monotonic() });
     this.#heardFrom.set(answer.site, this.#o.time.monotonic());
     if (answer.kind === "refusal") void this.#refused(answer);
-    else if (this.#fencing === 0 && this.#lease.promised(answer.beat, answer.site, this.#needed(set))) this.#notify();
-  }
-
-  #needed(set: SiteSet): number {
-    return promisesNeeded(set.sites.length);
+    else if (
+      this.#fencing === 0 &&
+      this.#lease.promised(answer.beat, answer.site, (sites) => promisesSuffice(set, sites))
+    )
+      this.#notify();
   }
 
   /** Stops serving, stores the fence, and only then acknowledges (rule d). */

@@ -33,11 +33,11 @@ export class Lease {
   }
 
   /** A site has promised to the beat. @returns whether the lease now lasts longer. */
-  promised(beat: number, site: SiteName, needed: number): boolean {
+  promised(beat: number, site: SiteName, needed: number | ((promised: ReadonlySet<SiteName>) => boolean)): boolean {
     const found = this.#beats.get(beat);
     if (found === undefined) return false;
     found.promised.add(site);
-    if (found.promised.size < needed) return false;
+    if (typeof needed === "number" ? found.promised.size < needed : !needed(found.promised)) return false;
     const until = found.sentAt + this.#rules.leaseMs - this.#rules.marginMs;
     if (until <= this.#until) return false;
     this.#until = until;

@@ -1,5 +1,5 @@
 import type { SiteName } from "./ids.js";
-import { majority } from "./lease.js";
+import { majority, promisesNeeded } from "./lease.js";
 
 /** Who is a member and may vote: a numbered record on the log's control subject, changed by compare-and-set. */
 export interface SiteSet {
@@ -8,6 +8,11 @@ export interface SiteSet {
   readonly sites: readonly { readonly name: SiteName; readonly witness: boolean }[];
   /** Datacenters that left; one that comes back by mistake is refused. */
   readonly removed: readonly SiteName[];
+  /**
+   * A change of the members that not everybody may know of yet: until it has been acknowledged, leases and votes need a
+   * majority of both the former sites and the present ones, and no other change may begin.
+   */
+  readonly changing?: { readonly before: SiteSet["sites"] };
   readonly failoverPaused: boolean;
   readonly shards: number;
   readonly partitions: number;
@@ -29,6 +34,69 @@ export function automaticTakeover(set: SiteSet): { readonly possible: boolean; r
 }
 
 export const votesNeeded = (set: SiteSet): number => majority(set.sites.length);
+
+const holdsMajority = (sites: SiteSet["sites"], names: ReadonlySet<SiteName>): boolean =>
+  sites.filter((site) => names.has(site.name)).length >= majority(sites.length);
+
+const joint = (set: SiteSet, names: ReadonlySet<SiteName>): boolean =>
+  set.changing === undefined || (holdsMajority(set.sites, names) && holdsMajority(set.changing.before, names));
+
+/** Whether promises of these sites make a lease. */
+export const promisesSuffice = (set: SiteSet, names: ReadonlySet<SiteName>): boolean =>
+  names.size >= promisesNeeded(set.sites.length) && joint(set, names);
+
+/** Whether votes of these sites allow a takeover. */
+export const votesSuffice = (set: SiteSet, names: ReadonlySet<SiteName>): boolean =>
+  names.size >= votesNeeded(set) && joint(set, names);
+
+/** Everybody whose word counts: during a change of the members also those who leave. */
+export const votersOf = (set: SiteSet): SiteName[] => [
+  ...new Set([...set.sites, ...(set.changing?.before ?? [])].map((site) => site.name)),
+];
+
+/** Replicas of the log's streams in a group of so many sites (section 2). */
+export const replicasDue = (sites: number): number => (sites >= 5 ? 5 : Math.min(3, sites));
+
+/** The set with one more datacenter. */
+export const withDatacenter = (set: SiteSet, name: SiteName): SiteSet => ({
+  ...set,
+  sites: [...set.sites, { name, witness: false }],
+  changing: { before: set.sites },
+});
+
+/** The set without a site; it can't come back under this name. */
+export const withoutSite = (set: SiteSet, name: SiteName): SiteSet => ({
+  ...set,
+  sites: set.sites.filter((site) => site.name !== name),
+  removed: [...set.removed, name],
+  changing: { before: set.sites },
+});
+
+/** The change is acknowledged: the present sites alone count from now on. */
+export function settledSet(set: SiteSet): SiteSet {
+  const { changing: _, ...rest } = set;
+  return rest;
+}
+
+/**
+ * When a change counts as known to all who matter: two leases after a majority of both sets was heard under its number.
+ * @param heardSince monotonic milliseconds, by site
+ * @returns undefined while no majority was heard
+ */
+export function settledAt(
+  set: SiteSet,
+  heardSince: ReadonlyMap<SiteName, number>,
+  leaseMs: number,
+): number | undefined {
+  const majorityAt = (sites: SiteSet["sites"]): number | undefined =>
+    sites
+      .flatMap((site) => heardSince.get(site.name) ?? [])
+      .sort((a, b) => a - b)
+      .at(majority(sites.length) - 1);
+  const times = [set.sites, set.changing?.before ?? set.sites].map(majorityAt);
+  const [now, before] = times;
+  return now === undefined || before === undefined ? undefined : Math.max(now, before) + 2 * leaseMs;
+}
 
 /** @throws TypeError when the record is not one. */
 export function decodeSiteSet(bytes: Uint8Array): SiteSet {

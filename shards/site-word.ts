@@ -18,10 +18,18 @@ export interface Heartbeat {
 
 /** A site's answer: a promise for `leaseMs` from receipt, or the vote that the node has to acknowledge first. */
 export type SiteAnswer =
-  | { readonly kind: "promise"; readonly site: SiteName; readonly incarnation: number; readonly beat: number }
+  | {
+      readonly kind: "promise";
+      readonly site: SiteName;
+      /** Number of the site set that the site knows. */
+      readonly set: number;
+      readonly incarnation: number;
+      readonly beat: number;
+    }
   | {
       readonly kind: "refusal";
       readonly site: SiteName;
+      readonly set: number;
       readonly incarnation: number;
       readonly beat: number;
       readonly vote: Vote;
@@ -117,7 +125,7 @@ export class SiteWord {
       this.lockLost();
       return undefined;
     }
-    const answer = { site: this.#o.site, incarnation: this.#o.incarnation(), beat: heartbeat.beat };
+    const answer = { site: this.#o.site, set: heartbeat.set, incarnation: this.#o.incarnation(), beat: heartbeat.beat };
     if (heartbeat.dc !== this.#o.site) {
       const vote = this.#votes.get(heartbeat.dc) ?? nobody;
       const [incarnation, number] = heartbeat.acks[this.#o.site] ?? [0, 0];

@@ -9,7 +9,7 @@ import { voteSubject } from "./lease-keeper.js";
 import type { Head, ShardMap } from "./map.js";
 import type { OwnershipLog } from "./ownership-log.js";
 import type { Peers } from "./peers.js";
-import { automaticTakeover, datacentersOf, votesNeeded, type SiteSet } from "./site-set.js";
+import { automaticTakeover, datacentersOf, votersOf, votesSuffice, type SiteSet } from "./site-set.js";
 import { castVote, denyMs, type SiteWord, type VoteRequest } from "./site-word.js";
 import { successionOrder } from "./successor.js";
 
@@ -90,7 +90,7 @@ export class TakeoverWatch implements Service {
     while (!this.#stop.signal.aborted) {
       const set = this.#o.siteSet();
       if (automaticTakeover(set).possible && this.#o.word.speaks && this.#o.leaseValid())
-        for (const target of datacentersOf(set)) {
+        for (const target of this.#targets(set)) {
           if (target === this.#o.site || this.#running.has(target) || this.#o.word.silentMs(target) < 0) continue;
           const shards = this.#o.map.ownedBy(target);
           if (shards.length === 0) continue;
@@ -102,6 +102,11 @@ export class TakeoverWatch implements Service {
         }
       await this.#o.time.sleep(tickMs, this.#stop.signal);
     }
+  }
+
+  /** Also one that has left: should a move have reached it late, its shards must not stay there. */
+  #targets(set: SiteSet): ReadonlySet<SiteName> {
+    return new Set([...datacentersOf(set), ...this.#o.map.all().flatMap((head) => head.owner ?? [])]);
   }
 
   async #takeOver(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<void> {
@@ -204,17 +209,16 @@ export class TakeoverWatch implements Service {
       epochs,
       ...(forced ? { forced } : {}),
     };
-    const needed = votesNeeded(set);
     // The own site's last promise runs out while the others' do.
     if (forced) this.#o.word.deny(target, denyMs);
     const votes = new Set<SiteName>();
     const bytes = pack(request);
-    const others = set.sites.map((site) => site.name).filter((name) => name !== target && name !== this.#o.site);
+    const others = votersOf(set).filter((name) => name !== target && name !== this.#o.site);
     // The own site votes last, and only if that makes a majority: a vote has to be acknowledged by its target, also a useless one.
     const enough = await new Promise<boolean>((resolve) => {
       let open = others.length;
       const count = (): void => {
-        if (votes.size >= needed - 1) resolve(true);
+        if (votesSuffice(set, new Set([...votes, this.#o.site]))) resolve(true);
         else if (open === 0) resolve(false);
       };
       count();

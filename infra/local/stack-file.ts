@@ -174,6 +174,27 @@ export function changedStack(dir: string, stack: StackFile, options: StackOption
   });
 }
 
+/** The stack with one more datacenter. @throws FatalError bad_option, not_available */
+export function addedSite(stack: StackFile, name: string): StackFile {
+  const slots = stack.sites.filter((site) => site.kind === "datacenter").map((site) => site.slot);
+  if (stack.rttMs !== null)
+    throw new FatalError(
+      "not_available",
+      "A stack whose links go through proxies can't grow while it runs.",
+      "Use one that was started without --rtt.",
+    );
+  if (stack.sites.length < 2)
+    throw new FatalError(
+      "not_available",
+      "The NATS server of a lone site is no cluster, so no other one can join it.",
+      "Start a stack of two or more sites (`hothot up --dcs a,b`).",
+    );
+  const slot = Math.max(...slots) + 1;
+  if (slot >= maxSites)
+    throw new FatalError("bad_option", "There are no ports for one more datacenter.", "Use another --port-base range.");
+  return checked({ ...stack, sites: [...stack.sites, { name, kind: "datacenter", slot }] });
+}
+
 function checked(stack: StackFile): StackFile {
   const bad = (message: string, wayOut: string): never => {
     throw new FatalError("bad_option", message, wayOut);

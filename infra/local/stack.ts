@@ -7,12 +7,15 @@ import { mainProgram } from "./checkout.js";
 import { nodeEnvironment, requireMainProgram } from "./hothot-node.js";
 import { Links, type LinkState } from "./links.js";
 import { holdPort, PortPlan, requireFree } from "./ports.js";
+import { forgetServer } from "./nats-members.js";
 import {
+  addedSite,
   changedStack,
   newStack,
   readStackFile,
   requireRoom,
   writeStackFile,
+  type SiteEntry,
   type StackFile,
   type StackOptions,
 } from "./stack-file.js";
@@ -187,6 +190,58 @@ export class LocalStack {
       await site.startNodes();
       await allOf(site.nodes.map((node) => node.wait("livez", 30_000)));
     });
+  }
+
+  /** The entry that a datacenter of this name would get. @throws FatalError bad_option */
+  nextSite(name: string): SiteEntry {
+    return addedSite(this.#file, name).sites.at(-1) as SiteEntry;
+  }
+
+  /**
+   * Starts PostgreSQL and NATS of one more datacenter, which join the running ones; its nodes start once it is a member.
+   * One that was begun before goes on. @throws FatalError
+   */
+  async startSite(name: string, say: Say = () => undefined): Promise<void> {
+    await this.#exclusively(say, async () => {
+      if (!this.isUp())
+        throw new FatalError("not_running", "The stack does not run.", "Start it with `hothot up`, then add to it.");
+      if (!this.#file.sites.some((site) => site.name === name)) {
+        const grown = addedSite(this.#file, name);
+        const site = new StackSite(this.dir, grown, grown.sites.at(-1) as SiteEntry, undefined);
+        await requireFree(site.portsToTake());
+        this.#file = grown;
+        writeStackFile(this.dir, grown);
+      }
+      say(`starting PostgreSQL and NATS of ${name} ...`);
+      await this.site(name).startServers();
+    });
+  }
+
+  /** Starts the nodes of a datacenter and waits until they serve. */
+  async startSiteNodes(name: string, ms: number): Promise<void> {
+    const site = this.site(name);
+    await site.startNodes();
+    await allOf(site.nodes.map((node) => node.wait("readyz", ms)));
+  }
+
+  /** Ends a datacenter that has left the group, and forgets it; its folder stays. */
+  async endSite(name: string): Promise<void> {
+    await this.#exclusively(
+      () => undefined,
+      async () => {
+        const site = this.site(name);
+        site.signal("SIGCONT");
+        await site.stopNodes();
+        await site.stopServers();
+        const rest = this.sites.filter((each) => each.name !== name);
+        await forgetServer(
+          rest.map((each) => each.nats.url("sys")),
+          name,
+        );
+        this.#file = { ...this.#file, sites: this.#file.sites.filter((each) => each.name !== name) };
+        writeStackFile(this.dir, this.#file);
+      },
+    );
   }
 
   /** Cuts all links of `a`, or the one between `a` and `b`. @throws FatalError no_links */

@@ -6,6 +6,8 @@ import {
   readFrom,
   readLast,
   readOne,
+  removePeer,
+  scaleStream,
   streamState,
   stepDown,
   type AppendAnswer,
@@ -124,6 +126,21 @@ export class LogStreams {
         replicas,
         timeoutMs,
       );
+  }
+
+  /** Of a partition, or of the control stream (null). */
+  stateOf(partition: number | null, timeoutMs: number): Promise<StreamState | undefined> {
+    return streamState(this.#link(0), partition === null ? this.controlStream : this.stream(partition), timeoutMs);
+  }
+
+  scale(partition: number | null, replicas: number, timeoutMs: number): Promise<void> {
+    const stream = partition === null ? this.controlStream : this.stream(partition);
+    return scaleStream(this.#link(0), stream, replicas, timeoutMs);
+  }
+
+  removePeer(partition: number | null, server: string, timeoutMs: number): Promise<void> {
+    const stream = partition === null ? this.controlStream : this.stream(partition);
+    return removePeer(this.#link(0), stream, server, timeoutMs);
   }
 
   state(partition: number, timeoutMs: number): Promise<StreamState | undefined> {

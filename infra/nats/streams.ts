@@ -170,6 +170,8 @@ export interface StreamState {
     readonly offline: boolean;
     readonly lag: number;
   }[];
+  /** How many servers shall hold it. */
+  readonly wanted: number;
   readonly lastSequence: number;
   readonly firstSequence: number;
   readonly messages: number;
@@ -177,6 +179,7 @@ export interface StreamState {
 }
 
 interface StreamInfo {
+  readonly config: { readonly num_replicas?: number };
   readonly cluster?: {
     readonly leader?: string;
     readonly replicas?: readonly { name: string; current?: boolean; offline?: boolean; lag?: number }[];
@@ -198,6 +201,7 @@ function stateOf(info: StreamInfo): StreamState {
       offline: r.offline ?? false,
       lag: r.lag ?? 0,
     })),
+    wanted: info.config.num_replicas ?? 1,
     lastSequence: info.state.last_seq,
     firstSequence: info.state.first_seq,
     messages: info.state.messages,
@@ -249,6 +253,22 @@ export async function streamState(link: Link, stream: string, timeoutMs: number)
 /** Asks the stream's leader to hand over to `preferred` (a server's name). @throws StreamError 10005 when it leads already. */
 export async function stepDown(link: Link, stream: string, preferred: string, timeoutMs: number): Promise<void> {
   await callApi(link, `STREAM.LEADER.STEPDOWN.${stream}`, { placement: { preferred } }, timeoutMs);
+}
+
+/** Changes how many servers hold the stream. @throws StreamError, NoAnswer */
+export async function scaleStream(link: Link, stream: string, replicas: number, timeoutMs: number): Promise<void> {
+  const { config } = await api<{ config: object }>(link, `STREAM.INFO.${stream}`, undefined, timeoutMs);
+  await api(link, `STREAM.UPDATE.${stream}`, { ...config, num_replicas: replicas }, timeoutMs);
+}
+
+/** Takes the stream away from a server; another one gets the replica. @throws StreamError, NoAnswer */
+export async function removePeer(link: Link, stream: string, server: string, timeoutMs: number): Promise<void> {
+  await api(link, `STREAM.PEER.REMOVE.${stream}`, { peer: server }, timeoutMs);
+}
+
+/** Takes a server that has ended out of the cluster's metadata; `link` must be of the system account. @throws StreamError, NoAnswer */
+export async function removeServer(link: Link, server: string, timeoutMs: number): Promise<void> {
+  await api(link, "SERVER.REMOVE", { peer: server }, timeoutMs);
 }
 
 /** Removes all messages below `sequence`. Nothing happens when there are none. @throws NoAnswer | NoResponders | StreamError */

@@ -1,6 +1,7 @@
 import { Command, CommanderError } from "commander";
 import { FatalError, asError } from "../../infra/errors.js";
 import { addClusters } from "./clusters.js";
+import { addDc } from "./dc.js";
 import { addDivergence } from "./divergence.js";
 import { addDown } from "./down.js";
 import { Failure, UsageError } from "./failure.js";
@@ -45,6 +46,7 @@ export function buildProgram(): Command {
     addVerify,
     addRepair,
     addDivergence,
+    addDc,
     addToken,
     addTenant,
     addAudit,

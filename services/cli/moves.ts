@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { pause } from "../../infra/local/wait.js";
+import type { Client } from "./client.js";
 import { Failure, UsageError } from "./failure.js";
 import type { Row } from "./output.js";
 import { wholeNumber } from "./parse.js";
@@ -87,11 +88,33 @@ async function move(session: Session, path: string, options: MoveOptions): Promi
     session.show(plan, plan.shards);
     return 0;
   }
-  const operation = await follow(session, path, answer.body as LongOperation, timeout * 1000);
-  session.show(
-    operation,
-    `${operation.kind} ${operation.status}: ${operation.progress.done} of ${operation.progress.total}`,
-  );
+  return finish(session, path, answer.body as LongOperation, timeout * 1000, session.client, true);
+}
+
+/** Starts a long operation and follows it to its end. @returns the exit code */
+export async function runMove(
+  session: Session,
+  path: string,
+  body: object,
+  ms: number,
+  client: Client = session.client,
+): Promise<number> {
+  const answer = await client.request("POST", path, { body, timeoutMs: 60_000 });
+  return finish(session, path, answer.body as LongOperation, ms, client, false);
+}
+
+async function finish(
+  session: Session,
+  path: string,
+  started: LongOperation,
+  ms: number,
+  client: Client,
+  shown: boolean,
+): Promise<number> {
+  const operation = await follow(session, path, started, ms, client);
+  const text = `${operation.kind} ${operation.status}: ${operation.progress.done} of ${operation.progress.total}`;
+  if (!shown) session.say(text);
+  else session.show(operation, text);
   if (operation.status === "complete") return 0;
   const failed = (operation.shards ?? []).filter((each) => each["error"] !== undefined && each["error"] !== null);
   for (const each of failed.slice(0, 20))
@@ -100,7 +123,13 @@ async function move(session: Session, path: string, options: MoveOptions): Promi
   return 1;
 }
 
-async function follow(session: Session, path: string, started: LongOperation, ms: number): Promise<LongOperation> {
+async function follow(
+  session: Session,
+  path: string,
+  started: LongOperation,
+  ms: number,
+  client: Client,
+): Promise<LongOperation> {
   const deadline = performance.now() + ms;
   let operation = started;
   let said = "";
@@ -115,7 +144,7 @@ async function follow(session: Session, path: string, started: LongOperation, ms
       );
     await pause(250);
     try {
-      operation = await session.client.get<LongOperation>(`${path}/${operation.id}`, { timeoutMs: 5000 });
+      operation = await client.get<LongOperation>(`${path}/${operation.id}`, { timeoutMs: 5000 });
     } catch (error) {
       // The server that carries it out may be the one that is restarted meanwhile.
       if (!(error instanceof Failure) || !["unreachable", "deadline_exceeded"].includes(error.code)) throw error;

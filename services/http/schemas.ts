@@ -135,6 +135,9 @@ export const finishTask = z.strictObject({
 
 const oneOf = "exactly one of dc and shard must be given";
 const dryRun = z.boolean("must be true or false").default(false);
+export const addDatacenter = z.strictObject({ name: siteName });
+export const datacenterParam = z.strictObject({ name: siteName });
+
 const dcOrShard = { dc: siteName.optional(), shard: shardNumber.optional() };
 const exactlyOne = (body: { dc?: string | undefined; shard?: number | undefined }): boolean =>
   (body.dc === undefined) !== (body.shard === undefined);

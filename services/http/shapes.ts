@@ -181,6 +181,9 @@ export const tenant = z
   .looseObject({ id: text, maxClusters: whole.nullable(), writesPerSecond: z.number().nullable() })
   .meta({ id: "Tenant" });
 
+export const members = z
+  .looseObject({ number: whole, datacenters: z.array(text), witnesses: z.array(text), changing: z.boolean() })
+  .meta({ id: "Members" });
 export const failover = z.looseObject({ paused: z.boolean() });
 export const copied = z.looseObject({ copied: z.unknown() });
 export const ready = z

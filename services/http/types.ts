@@ -140,6 +140,8 @@ export interface Extensions {
   readonly getMove?: (context: RequestContext, kind: MoveKind, id: string) => Promise<Reply>;
   readonly cancelMove?: (context: RequestContext, kind: MoveKind, id: string) => Promise<Reply>;
   readonly setFailover?: (context: RequestContext, paused: boolean) => Promise<Reply>;
+  readonly addDatacenter?: (context: RequestContext, name: string) => Promise<Reply>;
+  readonly removeDatacenter?: (context: RequestContext, name: string) => Promise<Reply>;
   readonly repair?: (
     context: RequestContext,
     what: { readonly shard?: number; readonly clusterId?: string },

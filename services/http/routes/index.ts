@@ -5,6 +5,7 @@ import { clusterRoutes } from "./clusters.js";
 import { divergenceRoutes } from "./divergence.js";
 import { eventsRoute } from "./events.js";
 import { jobRoutes } from "./jobs.js";
+import { memberRoutes } from "./members.js";
 import { moveRoutes } from "./moves.js";
 import { probeRoutes } from "./probes.js";
 import { verifyRoute } from "./verify.js";
@@ -23,6 +24,7 @@ export function allRoutes(backend: Backend, limits: HttpLimits, bodyLimitBytes: 
     eventsRoute(backend, limits),
     verifyRoute(backend),
     ...moveRoutes(backend),
+    ...memberRoutes(backend),
     ...divergenceRoutes(backend),
     ...accessRoutes(backend),
   ];
