@@ -257,18 +257,18 @@ export async function stepDown(link: Link, stream: string, preferred: string, ti
 
 /** Changes how many servers hold the stream. @throws StreamError, NoAnswer */
 export async function scaleStream(link: Link, stream: string, replicas: number, timeoutMs: number): Promise<void> {
-  const { config } = await api<{ config: object }>(link, `STREAM.INFO.${stream}`, undefined, timeoutMs);
-  await api(link, `STREAM.UPDATE.${stream}`, { ...config, num_replicas: replicas }, timeoutMs);
+  const { config } = await callApi<{ config: object }>(link, `STREAM.INFO.${stream}`, undefined, timeoutMs);
+  await callApi(link, `STREAM.UPDATE.${stream}`, { ...config, num_replicas: replicas }, timeoutMs);
 }
 
 /** Takes the stream away from a server; another one gets the replica. @throws StreamError, NoAnswer */
 export async function removePeer(link: Link, stream: string, server: string, timeoutMs: number): Promise<void> {
-  await api(link, `STREAM.PEER.REMOVE.${stream}`, { peer: server }, timeoutMs);
+  await callApi(link, `STREAM.PEER.REMOVE.${stream}`, { peer: server }, timeoutMs);
 }
 
 /** Takes a server that has ended out of the cluster's metadata; `link` must be of the system account. @throws StreamError, NoAnswer */
 export async function removeServer(link: Link, server: string, timeoutMs: number): Promise<void> {
-  await api(link, "SERVER.REMOVE", { peer: server }, timeoutMs);
+  await callApi(link, "SERVER.REMOVE", { peer: server }, timeoutMs);
 }
 
 /** Removes all messages below `sequence`. Nothing happens when there are none. @throws NoAnswer | NoResponders | StreamError */
