@@ -74,7 +74,7 @@ export class Coordinator implements Service {
 
   async #keepLock(): Promise<void> {
     while (!this.#stop.signal.aborted) {
-      const asked = this.#o.time.monotonic();
+      const asked = { at: this.#o.time.monotonic(), wallAt: this.#o.time.wall() };
       try {
         const lock =
           this.#o.locks === null

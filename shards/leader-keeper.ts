@@ -6,7 +6,7 @@ import type { Partition, SiteName } from "./ids.js";
 import type { ShardMap } from "./map.js";
 import type { LogLeaders } from "./ownership-log.js";
 import type { Peers } from "./peers.js";
-import type { SiteSet } from "./site-set.js";
+import { datacentersOf, type SiteSet } from "./site-set.js";
 import { preferredLeader } from "./successor.js";
 
 export interface LeaderKeeperOptions {
@@ -78,6 +78,16 @@ export class LeaderKeeper implements Service {
     return this.#o.map.all().every((head) => head.state !== "moving" && head.state !== "suspended");
   }
 
+  /** Every live datacenter reaches the site, this one too. */
+  #reached(set: SiteSet, site: SiteName): boolean {
+    if (!this.#o.hears().includes(site)) return false;
+    return datacentersOf(set).every((dc) => {
+      if (dc === this.#o.site || dc === site || this.#o.peers.state(dc) === "dead") return true;
+      const reports = this.#o.peers.reports(dc);
+      return reports.length === 0 || reports.some((report) => report.hears.includes(site));
+    });
+  }
+
   async #round(): Promise<void> {
     const set = this.#o.siteSet();
     const owned = new Map<SiteName, number>();
@@ -91,14 +101,10 @@ export class LeaderKeeper implements Service {
       if (this.#stop.signal.aborted || !this.#calm()) return;
       const state = await this.#o.leaders.leader(partition);
       if (state?.leader === undefined) continue;
-      const alive = (site: SiteName): boolean => {
-        const witness = set.sites.some((s) => s.name === site && s.witness);
-        return (
-          this.#o.hears().includes(site) && (witness || site === this.#o.site || this.#o.peers.silentMs(site) < 1_000)
-        );
-      };
+      // Soon it is heard again or dead: a step-down meanwhile might lose the appends in flight for nothing.
+      if (state.replicas.some((site) => this.#o.peers.inDoubt(site))) continue;
       const candidates = state.replicas
-        .filter((site) => set.sites.some((s) => s.name === site) && alive(site))
+        .filter((site) => set.sites.some((s) => s.name === site) && this.#reached(set, site))
         .map((site) => ({
           site,
           witness: set.sites.some((s) => s.name === site && s.witness),

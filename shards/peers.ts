@@ -103,6 +103,12 @@ export class Peers {
         : "fenced";
   }
 
+  /** Silent for so long that it may be dying, and not long enough to be called dead. */
+  inDoubt(dc: SiteName): boolean {
+    const silent = this.silentMs(dc);
+    return silent > this.#suspectMs && silent <= this.#deadMs;
+  }
+
   /** Only the link to it is down: somebody else hears it, and can relay. */
   #heardByOthers(dc: SiteName): boolean {
     for (const other of this.#heard.keys())

@@ -72,6 +72,8 @@ export class SiteWord {
   #votes = new Map<SiteName, Vote>();
   /** The coordinator's lock is held until here (monotonic). */
   #heldUntil = -Infinity;
+  /** Wall minus monotonic clock when the lock was renewed: a suspended machine shows as a jump. */
+  #offset = 0;
   /** Silent before (monotonic). */
   #speaksFrom = Infinity;
   #loaded = false;
@@ -85,8 +87,8 @@ export class SiteWord {
     return (this.#o.leaseMs + this.#o.termMs) * 1.02 + 50;
   }
 
-  /** The lock was taken or renewed; `askedAt` is when the statement was sent. */
-  async lockHeld(askedAt: number, fresh: boolean): Promise<void> {
+  /** The lock was taken or renewed; `asked` is when the statement was sent, by both clocks. */
+  async lockHeld(asked: { readonly at: number; readonly wallAt: number }, fresh: boolean): Promise<void> {
     if (fresh || !this.#loaded) {
       // Silent until the votes are read: should that fail, the next renewal tries again.
       this.#loaded = false;
@@ -96,7 +98,8 @@ export class SiteWord {
       this.#loaded = true;
       this.#speaksFrom = this.#o.clock.monotonic() + this.silenceMs;
     }
-    this.#heldUntil = askedAt + this.#o.termMs - this.#o.marginMs;
+    this.#heldUntil = asked.at + this.#o.termMs - this.#o.marginMs;
+    this.#offset = asked.wallAt - asked.at;
   }
 
   /** The lock is another's, or the database another one: what was promised counts for nothing any more. */
@@ -109,7 +112,9 @@ export class SiteWord {
 
   get speaks(): boolean {
     const now = this.#o.clock.monotonic();
-    return now < this.#heldUntil && now >= this.#speaksFrom;
+    // A machine that was suspended does not know how long: by the database's clock the lock may be another's.
+    const suspended = this.#o.clock.wall() - now - this.#offset > this.#o.marginMs;
+    return now < this.#heldUntil && now >= this.#speaksFrom && !suspended;
   }
 
   /** @returns undefined while the site is silent, or hears of another site set. */

@@ -2,12 +2,13 @@ import { parseArgs } from "node:util";
 import { table } from "./figures.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
+import { drain } from "./drain.js";
 import type { Scenario } from "./scenario.js";
 import { singlePuts } from "./single-puts.js";
 import { takeover } from "./takeover.js";
 import { writeLatency } from "./write-latency.js";
 
-const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, memory, singlePuts];
+const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, drain, memory, singlePuts];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
 
@@ -20,6 +21,7 @@ ${scenarios.map(({ name, what }) => `  ${name.padEnd(16)} ${what}`).join("\n")}
 Options:
   --seconds N   length of each measurement (default 10)
   --runs N      repetitions of takeover and single-puts (default 3)
+  --shards N    shards of the stack (default 64; drain 384)
   --rate W      writes per second, where a scenario has a rate
   --json        print one JSON object per scenario (progress goes to stderr)
   --help        this text
@@ -63,6 +65,7 @@ interface Options {
   readonly seconds: number;
   readonly runs: number;
   readonly rate: number | undefined;
+  readonly shards: number | undefined;
   readonly json: boolean;
   readonly help: boolean;
 }
@@ -76,6 +79,7 @@ function parse(argv: string[]): Options | string {
         seconds: { type: "string", default: "10" },
         runs: { type: "string", default: "3" },
         rate: { type: "string" },
+        shards: { type: "string" },
         json: { type: "boolean", default: false },
         help: { type: "boolean", default: false },
       },
@@ -87,8 +91,11 @@ function parse(argv: string[]): Options | string {
     if (!(seconds >= 1 && seconds <= 600)) return "--seconds must be from 1 to 600";
     if (!Number.isInteger(runs) || runs < 1 || runs > 100) return "--runs must be a whole number from 1 to 100";
     if (rate !== undefined && !(rate >= 1 && rate <= 20_000)) return "--rate must be from 1 to 20000";
+    const shards = values.shards === undefined ? undefined : Number(values.shards);
+    if (shards !== undefined && !(Number.isInteger(shards) && shards >= 1 && shards <= 4096))
+      return "--shards must be a whole number from 1 to 4096";
     const chosen = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
-    return { chosen, seconds, runs, rate, json: values.json, help: values.help };
+    return { chosen, seconds, runs, rate, shards, json: values.json, help: values.help };
   } catch (error) {
     return (error as Error).message;
   }

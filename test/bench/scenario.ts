@@ -10,6 +10,8 @@ export interface BenchOptions {
   readonly runs: number;
   /** Writes per second, where a scenario has a rate; undefined: its own. */
   readonly rate: number | undefined;
+  /** Shards of the stack; undefined: the scenario's own number, or the usual 64. */
+  readonly shards?: number | undefined;
   readonly tell: (line: string) => void;
 }
 
@@ -37,7 +39,7 @@ export interface Bench {
 /** Runs `action` on a fresh stack, of which nothing stays. */
 export async function onStack<T>(options: BenchOptions, action: (bench: Bench) => Promise<T>): Promise<T> {
   options.tell("starting three datacenters");
-  const stack = await startStack();
+  const stack = await startStack(options.shards === undefined ? {} : { shards: options.shards });
   const client = new Client(Object.fromEntries(stack.dcs.map((dc) => [dc, stack.url(dc)])));
   try {
     const group = new Group(client);

@@ -63,8 +63,12 @@ test("majorities; a group without a third vote needs only the own site's answer"
 class Clock {
   now = 0;
   monotonic = (): number => this.now;
-  wall = (): number => this.now;
+  /** By how much the wall clock is ahead. */
+  ahead = 0;
+  wall = (): number => this.now + this.ahead;
 }
+
+const at = (clock: Clock): { at: number; wallAt: number } => ({ at: clock.now, wallAt: clock.wall() });
 
 async function speaking(): Promise<{
   word: SiteWord;
@@ -91,8 +95,8 @@ async function speaking(): Promise<{
       },
     },
   });
-  const hold = (): Promise<void> => word.lockHeld(clock.now, false);
-  await word.lockHeld(0, true);
+  const hold = (): Promise<void> => word.lockHeld(at(clock), false);
+  await word.lockHeld(at(clock), true);
   clock.now = word.silenceMs;
   await hold();
   return { word, clock, stored, hold };
@@ -116,11 +120,24 @@ test("a site is silent after it took the lock, and when the lock ran out (rules 
   assert.equal(word.heartbeat(beat()), undefined);
   await hold();
   assert.equal(word.heartbeat(beat())?.kind, "promise");
-  await word.lockHeld(clock.now, true);
+  await word.lockHeld(at(clock), true);
   assert.equal(word.heartbeat(beat()), undefined);
   word.lockLost();
   await hold();
   assert.equal(word.speaks, false, "who lost the lock keeps the silence again");
+});
+
+test("a machine that was suspended does not speak on the lock that it had: another process may hold it (rule c)", async () => {
+  const { word, clock, hold } = await speaking();
+  clock.now += 200;
+  clock.ahead = 99;
+  assert.equal(word.speaks, true, "a clock that was set a little");
+  clock.ahead = 5_000;
+  assert.equal(word.speaks, false);
+  assert.equal(word.heartbeat(beat()), undefined);
+  assert.equal(await word.vote(request), undefined);
+  await hold();
+  assert.equal(word.speaks, true, "the database says that it still holds the lock");
 });
 
 test("no vote while a promise holds, also when a heartbeat comes during the write of the vote (rule a)", async () => {
