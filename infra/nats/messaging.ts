@@ -5,9 +5,11 @@ import {
   Events,
   headers as newHeaders,
   NatsError,
+  type ConnectionOptions,
   type Msg,
   type MsgHdrs,
   type NatsConnection,
+  type Subscription,
 } from "nats";
 import { FatalError } from "../errors.js";
 import type { Logger } from "../logger.js";
@@ -74,24 +76,43 @@ export interface ConnectOptions {
   readonly pingMs?: number;
 }
 
-/** One connection to the group's NATS cluster, that comes back by itself. */
+interface Subscribed {
+  readonly subject: string;
+  readonly queue: string | undefined;
+  readonly handle: (message: Msg) => void;
+  current: Subscription;
+}
+
+/** How often a connection that fell back to another server looks whether its own is there again. */
+const homeEveryMs = 2_000;
+/** What was asked on a connection that is left may still be answered for so long. */
+const lingerMs = 10_000;
+
+/** One connection to the group's NATS cluster: comes back by itself, through another server while its first is down. */
 export class NatsLink implements Link {
-  readonly #nc: NatsConnection;
+  readonly #servers: readonly string[];
+  readonly #options: ConnectionOptions;
   readonly #log: Logger;
-  /** One subscription for all answers: a new one for each call would be told to every server of the group. */
-  readonly #inbox = createInbox();
   readonly #collectors = new Map<string, (message: Msg) => void>();
+  readonly #subscribed = new Set<Subscribed>();
+  /** Connections that were left for a better one, until what was asked on them is answered. */
+  readonly #left = new Set<NatsConnection>();
+  #nc: NatsConnection;
+  /** One subscription for all answers: a new one for each call would be told to every server of the group. */
+  #inbox: string;
   #calls = 0;
   #connected = true;
+  #closed = false;
+  #home: NodeJS.Timeout | undefined;
 
-  private constructor(nc: NatsConnection, log: Logger) {
+  private constructor(nc: NatsConnection, options: ConnectionOptions, servers: readonly string[], log: Logger) {
     this.#nc = nc;
+    this.#options = options;
+    this.#servers = servers;
     this.#log = log;
-    nc.subscribe(`${this.#inbox}.*`, {
-      callback: (error, message) => {
-        if (error === null) this.#collectors.get(message.subject.slice(this.#inbox.length + 1))?.(message);
-      },
-    });
+    this.#inbox = this.#openInbox(nc);
+    void this.#watch(nc);
+    if (servers.length > 1) this.#lookHome();
   }
 
   /** @throws FatalError `nats_unreachable`, `nats_refused` with the way out. */
@@ -101,27 +122,25 @@ export class NatsLink implements Link {
     const user = options.user ?? decodeURIComponent(first.username);
     const password = decodeURIComponent(first.password);
     const servers = options.servers.map((server) => new URL(server).host);
+    const connection: ConnectionOptions = {
+      servers,
+      noRandomize: true,
+      ignoreClusterUpdates: true,
+      name: options.name,
+      ...(user === "" ? {} : { user, pass: password }),
+      // A stack trace for each request costs more than the request.
+      noAsyncTraces: true,
+      reconnect: true,
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: 100,
+      reconnectJitter: 50,
+      pingInterval: options.pingMs ?? 1_000,
+      maxPingOut: 2,
+      timeout: 2_000,
+    };
     for (;;) {
       try {
-        const nc = await connect({
-          servers,
-          noRandomize: true,
-          ignoreClusterUpdates: true,
-          name: options.name,
-          ...(user === "" ? {} : { user, pass: password }),
-          // A stack trace for each request costs more than the request.
-          noAsyncTraces: true,
-          reconnect: true,
-          maxReconnectAttempts: -1,
-          reconnectTimeWait: 100,
-          reconnectJitter: 50,
-          pingInterval: options.pingMs ?? 1_000,
-          maxPingOut: 2,
-          timeout: 2_000,
-        });
-        const link = new NatsLink(nc, options.log);
-        void link.#watch();
-        return link;
+        return new NatsLink(await connect(connection), connection, servers, options.log);
       } catch (error) {
         const code = error instanceof NatsError ? error.code : undefined;
         if (code === (ErrorCode.AuthorizationViolation as string))
@@ -162,19 +181,23 @@ export class NatsLink implements Link {
     handler: (message: Message) => void,
     options: { readonly queue?: string } = {},
   ): () => void {
-    const subscription = this.#nc.subscribe(subject, {
-      ...(options.queue === undefined ? {} : { queue: options.queue }),
-      callback: (error, message) => {
-        if (error !== null) return;
-        try {
-          handler({ subject: message.subject, data: message.data, respond: (data) => void message.respond(data) });
-        } catch (failure) {
-          this.#log.error("message handler failed", { subject: message.subject, error: failure });
-        }
-      },
-    });
+    const handle = (message: Msg): void => {
+      try {
+        handler({ subject: message.subject, data: message.data, respond: (data) => void message.respond(data) });
+      } catch (failure) {
+        this.#log.error("message handler failed", { subject: message.subject, error: failure });
+      }
+    };
+    const subscribed: Subscribed = {
+      subject,
+      queue: options.queue,
+      handle,
+      current: listen(this.#nc, subject, options.queue, handle),
+    };
+    this.#subscribed.add(subscribed);
     return () => {
-      if (!this.#nc.isClosed()) subscription.unsubscribe();
+      this.#subscribed.delete(subscribed);
+      if (!this.#nc.isClosed()) subscribed.current.unsubscribe();
     };
   }
 
@@ -247,11 +270,14 @@ export class NatsLink implements Link {
   }
 
   async close(): Promise<void> {
-    if (!this.#nc.isClosed()) await this.#nc.close();
+    this.#closed = true;
+    clearTimeout(this.#home);
+    await Promise.all([this.#nc, ...this.#left].map((nc) => (nc.isClosed() ? undefined : nc.close())));
   }
 
-  async #watch(): Promise<void> {
-    for await (const status of this.#nc.status()) {
+  async #watch(nc: NatsConnection): Promise<void> {
+    for await (const status of nc.status()) {
+      if (nc !== this.#nc) return;
       if (status.type === Events.Disconnect) this.#connected = false;
       if (status.type === Events.Reconnect) this.#connected = true;
       if (status.type === Events.Disconnect || status.type === Events.Reconnect)
@@ -260,6 +286,80 @@ export class NatsLink implements Link {
         });
     }
   }
+
+  #openInbox(nc: NatsConnection): string {
+    const inbox = createInbox();
+    listen(nc, `${inbox}.*`, undefined, (message) =>
+      this.#collectors.get(message.subject.slice(inbox.length + 1))?.(message),
+    );
+    return inbox;
+  }
+
+  /** Back to the first server once it is there again: the others are in other sites. */
+  #lookHome(): void {
+    this.#home = setTimeout(() => {
+      const away = this.connected && this.#nc.getServer() !== this.#servers[0];
+      void (away ? this.#goHome() : Promise.resolve())
+        .catch((error: unknown) => this.#log.debug("the own NATS server is not there yet", { error }))
+        .finally(() => {
+          if (!this.#closed) this.#lookHome();
+        });
+    }, homeEveryMs);
+    this.#home.unref();
+  }
+
+  async #goHome(): Promise<void> {
+    const next = await connect({ ...this.#options, servers: [...this.#servers], reconnect: true });
+    if (this.#closed || next.getServer() !== this.#servers[0]) return next.close();
+    // Heard on both until the new ones are known everywhere: what comes meanwhile is taken from the old ones alone.
+    let open = false;
+    const moved = [...this.#subscribed].map((subscribed) => ({
+      subscribed,
+      subscription: listen(next, subscribed.subject, subscribed.queue, (message) => {
+        if (open) subscribed.handle(message);
+      }),
+    }));
+    const inbox = this.#openInbox(next);
+    await next.flush();
+    if (this.#closed) return next.close();
+    const before = this.#nc;
+    open = true;
+    for (const { subscribed, subscription } of moved) {
+      if (!before.isClosed()) subscribed.current.unsubscribe();
+      subscribed.current = subscription;
+      if (!this.#subscribed.has(subscribed)) subscription.unsubscribe();
+    }
+    this.#nc = next;
+    this.#inbox = inbox;
+    this.#connected = true;
+    void this.#watch(next);
+    // Subscribed on the old connection while the new one was made.
+    for (const subscribed of this.#subscribed)
+      if (!moved.some((each) => each.subscribed === subscribed)) {
+        if (!before.isClosed()) subscribed.current.unsubscribe();
+        subscribed.current = listen(next, subscribed.subject, subscribed.queue, subscribed.handle);
+      }
+    this.#log.info("back at the own NATS server", { server: next.getServer() });
+    this.#left.add(before);
+    setTimeout(() => {
+      this.#left.delete(before);
+      if (!before.isClosed()) void before.close();
+    }, lingerMs).unref();
+  }
+}
+
+function listen(
+  nc: NatsConnection,
+  subject: string,
+  queue: string | undefined,
+  handle: (message: Msg) => void,
+): Subscription {
+  return nc.subscribe(subject, {
+    ...(queue === undefined ? {} : { queue }),
+    callback: (error, message) => {
+      if (error === null) handle(message);
+    },
+  });
 }
 
 /** A connection to one other site's server, made in the background; while there is none, certainly nobody gets a request. */

@@ -8,6 +8,8 @@ import { after, before, describe, it } from "node:test";
 import { LinkProxy } from "../../infra/local/link-proxy.js";
 import { isAlive, launch, running, send, signalTree, startTimeOf, waitGone } from "../../infra/local/processes.js";
 import { fits, PortPlan } from "../../infra/local/ports.js";
+import { silentLogger } from "../../infra/logger.js";
+import { NatsLink } from "../../infra/nats/messaging.js";
 import { pause, until } from "../../infra/local/wait.js";
 import { endFolder, freshFolder } from "../harness/folder.js";
 import { claimPorts, type PortRange } from "../harness/ports.js";
@@ -197,6 +199,52 @@ describe("throw-away servers", () => {
       );
       assert.equal(size, true);
     } finally {
+      await nats.stop();
+    }
+  });
+});
+
+describe("a connection to NATS", () => {
+  it("goes on through another server while its own is down, and returns to it with what was subscribed and asked", async () => {
+    const nats = await startNats(2);
+    const open = (sites: readonly string[], name: string): Promise<NatsLink> =>
+      NatsLink.open({
+        servers: sites.map((site) => nats.url(site)),
+        name,
+        waitMs: 5_000,
+        log: silentLogger,
+        pingMs: 200,
+      });
+    const link = await open(["east", "central"], "mover");
+    const other = await open(["central"], "other");
+    try {
+      const heard: number[] = [];
+      const text = new TextEncoder();
+      link.subscribe("count", (message) => heard.push(Number(new TextDecoder().decode(message.data))));
+      link.subscribe("echo", (message) => message.respond(message.data), { queue: "q" });
+      other.subscribe("slow", (message) => void setTimeout(() => message.respond(message.data), 3_500));
+      await Promise.all([link.flush(), other.flush()]);
+      assert.equal(link.serverName, "east");
+      await nats.site("east").kill();
+      assert.equal(await until(() => link.connected && link.serverName === "central", 10_000, 20), true);
+      let sent = 0;
+      const sending = setInterval(() => other.publish("count", text.encode(String(sent++))), 2);
+      // Asked on the connection that is left, and answered after that.
+      const slow = link.request("slow", text.encode("late"), 8_000);
+      await nats.site("east").restart();
+      assert.equal(await until(() => link.serverName === "east", 15_000, 5), true);
+      assert.equal(new TextDecoder().decode(await slow), "late");
+      assert.equal(await until(() => heard.at(-1) === sent - 1, 5_000, 1), true);
+      clearInterval(sending);
+      assert.equal(new Set(heard).size, heard.length, "nothing was heard twice");
+      assert.deepEqual(
+        heard,
+        heard.toSorted((a, b) => a - b),
+      );
+      const echoed = await other.request("echo", text.encode("here"), 2_000);
+      assert.equal(new TextDecoder().decode(echoed), "here");
+    } finally {
+      await Promise.all([link.close(), other.close()]);
       await nats.stop();
     }
   });
