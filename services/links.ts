@@ -1,6 +1,8 @@
 import type { Config } from "../infra/config.js";
 import type { Logger } from "../infra/logger.js";
-import { BackgroundLink, NatsLink, type Link } from "../infra/nats/messaging.js";
+import { BackgroundLink } from "../infra/nats/background-link.js";
+import { type Link } from "../infra/nats/messaging.js";
+import { NatsLink } from "../infra/nats/nats-link.js";
 
 /** A process's connections to the group's NATS servers. */
 export interface Links {

@@ -1,7 +1,7 @@
 import { natsUser } from "../../infra/local/nats-config.js";
 import { silentLogger } from "../../infra/logger.js";
 import { LogStreams } from "../../infra/nats/log-streams.js";
-import { NatsLink } from "../../infra/nats/messaging.js";
+import { NatsLink } from "../../infra/nats/nats-link.js";
 import { decodeBatch, decodeRecord, type Batch, type LogRecord } from "../../replication/record.js";
 import type { TestStack } from "../harness/stack.js";
 import { body, send } from "./support.js";

@@ -9,7 +9,7 @@ import { LinkProxy } from "../../infra/local/link-proxy.js";
 import { isAlive, launch, running, send, signalTree, startTimeOf, waitGone } from "../../infra/local/processes.js";
 import { fits, PortPlan } from "../../infra/local/ports.js";
 import { silentLogger } from "../../infra/logger.js";
-import { NatsLink } from "../../infra/nats/messaging.js";
+import { NatsLink } from "../../infra/nats/nats-link.js";
 import { pause, until } from "../../infra/local/wait.js";
 import { endFolder, freshFolder } from "../harness/folder.js";
 import { claimPorts, type PortRange } from "../harness/ports.js";
