@@ -367,8 +367,10 @@ export class Applier {
     const now = this.#time.monotonic();
     state.lookedAt = now;
     const patient = state.behindSince === null || now - state.behindSince < patienceMs;
-    const found = await this.#read(state, patient ? 0 : 1);
     const expected = state.cursor + 1;
+    const found = await this.#read(state, patient ? 0 : 1);
+    // The progress was reloaded meanwhile (the database went back, another process applied): what came says nothing.
+    if (state.cursor + 1 !== expected) return [];
     const first = found[0];
     if (first !== undefined && first.sequence !== expected) {
       // Messages go only from the log's beginning.

@@ -248,9 +248,13 @@ export class MemoryDatabase {
   }
 
   /** An asynchronous standby takes over: everything in it is as it was. @returns when that was */
-  goBack(): number | undefined {
+  goBack(by?: number): number | undefined {
     if (this.#snapshots.length < 3) return undefined;
-    const copy = this.#snapshots[Math.floor(this.#s.random.next() * (this.#snapshots.length - 1))];
+    const before = this.#s.now - (by ?? 0);
+    const copy =
+      by === undefined
+        ? this.#snapshots[Math.floor(this.#s.random.next() * (this.#snapshots.length - 1))]
+        : (this.#snapshots.findLast((each) => each.at <= before) ?? this.#snapshots[0]);
     if (copy === undefined) return undefined;
     this.tables = copyOf(copy.tables);
     this.#snapshots = this.#snapshots.filter((other) => other.at <= copy.at);

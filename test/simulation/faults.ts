@@ -10,7 +10,11 @@ export class Faults {
   #trap: { readonly site: string; readonly what: string; readonly pauses: boolean } | undefined;
   readonly #w: World;
 
-  constructor(world: World) {
+  constructor(
+    world: World,
+    /** Played now and then, beside all else. */
+    private readonly story?: (w: World, faults: Faults) => void,
+  ) {
     this.#w = world;
   }
 
@@ -20,7 +24,7 @@ export class Faults {
     network.loss = s.pick([0, 0.01, 0.05]);
     this.#w.log.slowAppends = s.pick([0.01, 0.02, 0.1]);
     for (const database of this.#w.databases.values()) database.slow = s.pick([0.005, 0.02, 0.05]);
-    const gap = this.#w.seed % 2 === 0 ? 1_800 : 700;
+    const gap = this.story !== undefined ? 6_000 : this.#w.seed % 2 === 0 ? 1_800 : 700;
     const next = (first: number): void => {
       s.after(first, null, () => {
         if (!this.#active) return;
@@ -29,8 +33,20 @@ export class Faults {
       });
     };
     next(s.between(0, 300));
+    if (this.story !== undefined) this.#tell(this.story);
     if (shape.goesBack) this.#goBackSometimes();
     if (shape.clockJumps) for (const site of shape.datacenters) this.#jump(site);
+  }
+
+  #tell(story: (w: World, faults: Faults) => void): void {
+    const { s, shape } = this.#w;
+    s.after(shape.settings.leaseMs * s.between(0.2, 1), null, () => {
+      if (!this.#active) return;
+      story(this.#w, this);
+      s.after(shape.settings.leaseMs * s.between(4, 6), null, () => {
+        if (this.#active) this.#tell(story);
+      });
+    });
   }
 
   /** All heals: links, processes, databases, leaders. */
@@ -206,9 +222,10 @@ export class Faults {
     s.after(s.between(500, 3_000), null, back);
   }
 
-  goBack(site: string): void {
+  /** @param by about how many milliseconds; at random when left out */
+  goBack(site: string, by?: number): void {
     const database = this.#w.databases.get(site);
-    const to = this.#active ? database?.goBack() : undefined;
+    const to = this.#active ? database?.goBack(by) : undefined;
     if (to === undefined) return;
     this.#w.checker.wentBack(site, to);
     this.#w.say(site, `its database goes back to ${to.toFixed(1)}, incarnation ${database?.incarnation}`);

@@ -1,3 +1,4 @@
+import { biases, covered } from "./bias.js";
 import { rules, type Rule } from "./rules.js";
 import { run, type RunResult } from "./world.js";
 
@@ -16,7 +17,7 @@ function tell(result: RunResult): string {
 /** One seed, exactly as it always is. */
 async function replay(seed: number, off: ReadonlySet<Rule>): Promise<void> {
   const story: string[] = [];
-  const result = await run(seed, { off, long: has("long"), ...(has("story") ? { story } : {}) });
+  const result = await run(seed, { off, ...played, long: has("long"), ...(has("story") ? { story } : {}) });
   for (const line of story) out(line);
   out(
     `seed ${seed}: ${tell(result)}; ${result.events} events, ${JSON.stringify(result.counts)}, healed in ${result.healedMs.toFixed(0)} ms`,
@@ -28,7 +29,7 @@ async function many(from: number, seeds: number, off: ReadonlySet<Rule>): Promis
   const began = performance.now();
   const sum = { events: 0, opens: 0, answers: 0, records: 0, divergent: 0, worst: 0, failed: 0 };
   for (let seed = from; seed < from + seeds; seed++) {
-    const result = await run(seed, { off, long: has("long") });
+    const result = await run(seed, { off, ...played, long: has("long") });
     sum.events += result.events;
     sum.opens += result.counts.opens;
     sum.answers += result.counts.answers;
@@ -47,12 +48,18 @@ async function many(from: number, seeds: number, off: ReadonlySet<Rule>): Promis
 /** Removes each rule in turn: how soon is it missed? */
 async function bite(seeds: number, names: readonly Rule[]): Promise<void> {
   for (const rule of names) {
+    const why = covered[rule];
+    if (why !== undefined && !has("all")) {
+      out(`without ${rule} (${rules[rule]}): can't be noticed alone: ${why}`);
+      continue;
+    }
     const began = performance.now();
     let found: RunResult | undefined;
     let tried = 0;
     for (let seed = 1; seed <= seeds && found === undefined; seed++) {
       tried++;
-      const result = await run(seed, { off: new Set([rule]) });
+      const bias = biases[rule];
+      const result = await run(seed, { off: new Set([rule]), ...(bias === undefined ? {} : { bias }) });
       if (result.violation !== null) found = result;
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(0);
@@ -64,6 +71,10 @@ async function bite(seeds: number, names: readonly Rule[]): Promise<void> {
 
 // Refusals are errors too, and there are many: without stack traces they are cheap.
 if (!has("seed")) Error.stackTraceLimit = 0;
+/** The story of a rule, played with or without that rule. */
+const told = args.find((_, at) => args[at - 1] === "--bias") as Rule | undefined;
+const bias = told === undefined ? undefined : biases[told];
+const played = bias === undefined ? {} : { bias };
 const named = args.flatMap((arg, at) =>
   args[at - 1] === "--off" || args[at - 1] === "--rules" ? arg.split(",") : [],
 ) as Rule[];

@@ -21,6 +21,8 @@ export class Network {
   readonly down = new Set<string>();
   /** Share of messages that is lost between sites. */
   loss = 0.01;
+  /** Which sites' heartbeats and votes a process does not hear. */
+  deaf: (site: string, process: string) => boolean = () => false;
   /** Some messages to a cut-off site are kept until the link heals. */
   keeps = false;
 
@@ -49,6 +51,7 @@ export class Network {
   heal(): void {
     this.#cuts.clear();
     this.loss = 0;
+    this.deaf = () => false;
   }
 
   messenger(process: Process): Messenger {
@@ -111,6 +114,7 @@ export class Network {
       if (this.keeps && healed > s.now && s.chance(0.3)) s.after(healed - s.now + s.between(0, 5), to, arrive);
       return;
     }
+    if (channel === "word" && this.deaf(from.site, to.name)) return;
     if (s.chance(this.loss)) return;
     const late = this.loss > 0 && s.chance(0.03);
     const delay = late ? s.between(50, 600) : s.between(0.3, 3);

@@ -5,6 +5,7 @@ import { epoch, partition, partitionOf, position, shardId } from "../../shards/i
 import type { SiteSet } from "../../shards/site-set.js";
 import { firstOwner } from "../../shards/successor.js";
 import type { Vote } from "../../shards/store.js";
+import type { Bias } from "./bias.js";
 import { Checker, Violation } from "./checker.js";
 import { runClients } from "./clients.js";
 import { MemoryDatabase } from "./database.js";
@@ -19,6 +20,8 @@ import { startWitness } from "./witness.js";
 
 export interface RunOptions {
   readonly off?: Off;
+  /** For a rule that is left out. */
+  readonly bias?: Bias;
   /** Faults go on for longer; so they do where rules are left out. */
   readonly long?: boolean;
   /** Lines of the run's history are pushed here. */
@@ -38,7 +41,7 @@ const healWithinMs = 20_000;
 
 /** Runs one seed: start, faults, healing, the final comparison. The same seed gives the same run, event by event. */
 export async function run(seed: number, options: RunOptions = {}): Promise<RunResult> {
-  const restore = remove(options.off ?? new Set(), shapeOf(seed).settings);
+  const restore = remove(options.off ?? new Set(), { ...shapeOf(seed), ...options.bias?.shape }.settings);
   try {
     return await new World(seed, options).run();
   } finally {
@@ -72,7 +75,7 @@ export class World {
     this.#off = options.off ?? new Set();
     this.#story = options.story;
     this.#long = options.long === true || this.#off.size > 0;
-    this.shape = shapeOf(seed);
+    this.shape = { ...shapeOf(seed), ...options.bias?.shape };
     const { shape } = this;
     this.s = new Scheduler(seed);
     this.siteSet = {
@@ -90,7 +93,7 @@ export class World {
     this.checker = new Checker(this.s, shape.partitions);
     this.network = new Network(this.s);
     this.network.keeps = shape.goesBack;
-    this.faults = new Faults(this);
+    this.faults = new Faults(this, options.bias?.story);
     const effect = (process: Process, what: string): void => this.faults.effect(process, what);
     const say = (who: string, text: string): void => this.say(who, text);
     this.log = new MemoryLog(this.s, this.network, sites, shape.partitions, {

@@ -72,6 +72,42 @@ async function applying(stored: readonly StoredMessage[]) {
   return { applier, reads, applied, through };
 }
 
+test("what was read before the progress was reloaded says nothing about where the log begins", async () => {
+  let cursor = 5;
+  let answer: (messages: StoredMessage[]) => void = () => {};
+  const asked: number[] = [];
+  const applier = new Applier({
+    transport: {
+      routes: 1,
+      readFrom: (_p: number, sequence: number) => {
+        asked.push(sequence);
+        return new Promise((resolve) => (answer = resolve));
+      },
+    } as Partial<LogTransport> as LogTransport,
+    store: { progress: async () => new Map([[partition(0), cursor]]) } as unknown as ReplicaStore,
+    partitions: 1,
+    time: systemTime,
+    log: silentLogger,
+    onApplied: () => {},
+  });
+  const until = async (reads: number): Promise<void> => {
+    for (const deadline = performance.now() + 5_000; asked.length < reads;)
+      await new Promise((resolve) => (assert.ok(performance.now() < deadline), setTimeout(resolve, 5)));
+  };
+  await applier.start();
+  await applier.setActive(true);
+  await until(1);
+  // The database goes back while the log is read.
+  cursor = 2;
+  await applier.reload();
+  answer([message(6)]);
+  await until(2);
+  assert.deepEqual(asked, [6, 3]);
+  assert.deepEqual(applier.lost, []);
+  answer([]);
+  await applier.stop();
+});
+
 const p = partition(0);
 const upTo = (last: number): StoredMessage[] => Array.from({ length: last }, (_, i) => message(i + 1));
 
