@@ -1,5 +1,5 @@
 import { silentLogger } from "../logger.js";
-import { NatsLink } from "../nats/messaging.js";
+import { NatsLink } from "../nats/nats-link.js";
 import { removeServer } from "../nats/streams.js";
 import { until } from "./wait.js";
 
