@@ -12,6 +12,7 @@ interface DcOptions {
 /** Milliseconds that the log's replicas may take to move away from a datacenter that leaves. */
 const leaveMs = 600_000;
 const loadMs = 3_600_000;
+const seenMs = 30_000;
 
 /** Datacenters that come and go while the others serve. */
 export function addDc(program: Command): void {
@@ -47,11 +48,24 @@ async function add(session: Session, name: string, rebalance: boolean): Promise<
   session.say(`${name} loads its copy ...`);
   await stack.startSiteNodes(name, loadMs);
   if (rebalance) {
+    await seenServing(session, name);
     const code = await runMove(session, "/v1/rebalances", {}, loadMs);
     if (code !== 0) return code;
   }
   session.show(members, `${name} serves at ${LocalStack.open(session.dir).url(name)}`);
   return 0;
+}
+
+/** The datacenter that plans the rebalance has to know that the new one can take shards. */
+async function seenServing(session: Session, name: string): Promise<void> {
+  const deadline = performance.now() + seenMs;
+  while (performance.now() < deadline) {
+    const { datacenters } = await session.client.get<{ datacenters: { name: string; state: string }[] }>(
+      "/v1/topology",
+    );
+    if (datacenters.some((each) => each.name === name && each.state === "serving")) return;
+    await pause(100);
+  }
 }
 
 /** A server that may not become a member has nothing to do in the cluster. */
