@@ -126,7 +126,6 @@ export async function createDatacenter(
         if (owner == null) continue;
         const seconds = Math.max(0, time.wall() - at) / 1000;
         metrics.applySeconds.observe({ shard_owner: owner }, seconds);
-        if (owner !== site) metrics.replicationLagSeconds.set({ shard_owner: owner }, seconds);
       }
     },
     tookOver: (count, ms) => {

@@ -77,6 +77,8 @@ export class Face implements Datacenter {
     const { metrics } = parts;
     metrics.beforeScrape(async () => {
       metrics.ownedShards.set(parts.map.ownedBy(this.name).length);
+      for (const [owner, ms] of parts.readiness.lagByOwner())
+        metrics.replicationLagSeconds.set({ shard_owner: owner }, ms / 1000);
       metrics.unpublishedBytes.set(Math.round(parts.backlog.bytes));
       const { medianMs, p99Ms, maxMs } = loop.lag;
       metrics.eventLoopLag.set({ quantile: "0.5" }, medianMs / 1000);
@@ -350,6 +352,8 @@ export class Face implements Datacenter {
       shard: head.shard,
       owner: head.owner,
       ...(head.owner === this.name ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)),
+      // Rows are missing whatever the position says: a snapshot, or rows that were undone.
+      ...(this.#p.restorer.shardWaits(head.shard) ? { loading: true } : {}),
     }));
     return { items, nextCursor: null };
   }

@@ -51,6 +51,16 @@ export class Readiness {
     return { positions, ms };
   }
 
+  /** The worst shard of each other owner, milliseconds: 0 when nothing is missing, also when the owner is idle or dead. */
+  lagByOwner(): Map<SiteName, number> {
+    const { map, site, progress } = this.o;
+    const out = new Map<SiteName, number>();
+    for (const head of map.all())
+      if (head.owner !== null && head.owner !== site)
+        out.set(head.owner, Math.max(out.get(head.owner) ?? 0, progress.lag(head.shard).ms));
+    return out;
+  }
+
   /** Partitions of which not every shard could be opened here now. */
   blockedPartitions(): Partition[] {
     const { map, site, applier, restorer, progress } = this.o;

@@ -97,7 +97,8 @@ export const topology = z
         state: z.enum(["serving", "fenced", "suspect", "dead", "catching_up"]),
         leaseMsLeft: z.number().nullable(),
         shardsOwned: whole,
-        lag: z.looseObject({ positions: z.number(), ms: z.number() }).nullable(),
+        // Of a datacenter that is not heard nothing is known.
+        lag: z.looseObject({ positions: z.number().nullable(), ms: z.number().nullable() }).nullable(),
       }),
     ),
     witnesses: z.array(z.looseObject({ name: text, state: text })),
