@@ -1,4 +1,5 @@
 import { parseArgs } from "node:util";
+import { catchUp } from "./catch-up.js";
 import { table } from "./figures.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
@@ -8,7 +9,7 @@ import { singlePuts } from "./single-puts.js";
 import { takeover } from "./takeover.js";
 import { writeLatency } from "./write-latency.js";
 
-const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, drain, memory, singlePuts];
+const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, drain, catchUp, memory, singlePuts];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
 
