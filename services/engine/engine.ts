@@ -90,7 +90,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     events: {
       stored: (shard, sequence, header, bytes) => {
         const partition = partitionOf(shard, partitions);
-        applier.ownAppend(partition, shard, sequence, header);
+        applier.ownAppend(partition, sequence, header);
         hints.add(partition, sequence, shard, bytes);
         progress.reached(shard, header.epoch, lastOf(header));
         inside.mark(shard, header.epoch, lastOf(header));
