@@ -4,12 +4,22 @@ import { table } from "./figures.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
 import { drain } from "./drain.js";
+import { falseTakeovers } from "./false-takeovers.js";
 import type { Scenario } from "./scenario.js";
 import { singlePuts } from "./single-puts.js";
 import { takeover } from "./takeover.js";
 import { writeLatency } from "./write-latency.js";
 
-const scenarios: readonly Scenario[] = [writeLatency, replicationLag, takeover, drain, catchUp, memory, singlePuts];
+const scenarios: readonly Scenario[] = [
+  writeLatency,
+  replicationLag,
+  takeover,
+  drain,
+  falseTakeovers,
+  catchUp,
+  memory,
+  singlePuts,
+];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
 

@@ -3,7 +3,15 @@ import { Journal } from "../../services/demo/journal.js";
 import { Probe, spread } from "../../services/demo/probe.js";
 import { Sender } from "../../services/demo/sender.js";
 import { median } from "./figures.js";
-import { onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
+import {
+  atRate,
+  clusterBody,
+  onStack,
+  type Bench,
+  type BenchOptions,
+  type BenchResult,
+  type Scenario,
+} from "./scenario.js";
 
 interface Run {
   readonly dc: string;
@@ -20,7 +28,29 @@ export const takeover: Scenario = {
   run: (options) => onStack(options, (bench) => measure(bench, options)),
 };
 
-async function measure(bench: Bench, { runs: count, tell }: BenchOptions): Promise<BenchResult> {
+async function measure(bench: Bench, options: BenchOptions): Promise<BenchResult> {
+  const { rate } = options;
+  if (rate === undefined) return measureRuns(bench, options);
+  // Under load: what fails meanwhile is not of interest here, but what it costs the takeover.
+  const ids = bench.stack.dcs.flatMap((dc) => bench.idsOf(dc, 100));
+  let going = true;
+  const load = (async () => {
+    while (going)
+      await atRate(rate, 1, async (number) => {
+        const through = bench.stack.dcs[number % bench.stack.dcs.length] ?? "";
+        const path = `/v1/clusters/${ids[(number * 7) % ids.length] ?? ""}`;
+        await bench.client.request(through, "PUT", path, { body: clusterBody(`load-${number}`), timeoutMs: 3_000 });
+      });
+  })();
+  try {
+    return await measureRuns(bench, options);
+  } finally {
+    going = false;
+    await load;
+  }
+}
+
+async function measureRuns(bench: Bench, { runs: count, tell }: BenchOptions): Promise<BenchResult> {
   const { stack, group, client } = bench;
   const runs: Run[] = [];
   for (let number = 1; number <= count; number++) {
