@@ -97,6 +97,7 @@ const schema = z.strictObject({
   failbackAfterMs: whole(100, 86_400_000).default(20_000),
   maxEventLoopLagMs: whole(1, 60_000).default(250),
   drainMs: whole(0, 600_000).default(5_000),
+  drainNoticeMs: whole(0, 600_000).default(0),
 });
 
 type Settings = z.infer<typeof schema>;

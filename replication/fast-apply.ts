@@ -78,6 +78,7 @@ export async function applyFast(
     adoptions: [],
     stopped: [],
     committedAt,
+    requests: rows.requests,
     jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
   };
 }

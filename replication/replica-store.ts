@@ -51,6 +51,8 @@ export interface Applied {
   readonly jobs: readonly { readonly id: string; readonly status: string; readonly shard: ShardId }[];
   /** Per shard the commit time (owner's clock, ms since 1970) of the last record applied. */
   readonly committedAt: ReadonlyMap<ShardId, number>;
+  /** Which requests the records came from, as far as they are named. */
+  readonly requests?: RowSet["requests"];
 }
 
 /** The own records of a message are needed after all: the database does not have them. */
@@ -101,7 +103,12 @@ export class PostgresReplicaStore implements ReplicaStore {
 
   async apply(stretches: readonly Stretch[]): Promise<Applied> {
     const fast = await applyFast(this.database, this.site, this.#heads, stretches);
-    if (fast !== undefined) return fast;
+    const applied = fast ?? (await this.#applyWhole(stretches));
+    if ((applied.requests?.length ?? 0) > 0) this.#log.debug("applied", { requests: applied.requests });
+    return applied;
+  }
+
+  async #applyWhole(stretches: readonly Stretch[]): Promise<Applied> {
     this.#heads.clear();
     const applied = await this.database.transaction((client) => this.#apply(client, stretches));
     for (const head of applied.heads) this.#heads.set(head.shard, head);
@@ -243,6 +250,7 @@ export class PostgresReplicaStore implements ReplicaStore {
       adoptions,
       stopped,
       committedAt,
+      requests: rows.requests,
       jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
     };
   }

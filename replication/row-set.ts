@@ -3,7 +3,17 @@ import { comparePlaces, type Epoch, type Position, type ShardId } from "../shard
 import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, WorkerRow } from "./entities.js";
 import { writeLoads, type PlacedLoad } from "./load.js";
 import type { LogRecord } from "./record.js";
+import type { Trace } from "./work.js";
 import { shapes, supersedeStatement, upsert } from "./rows.js";
+
+export interface RecordRequest extends Trace {
+  readonly shard: ShardId;
+  readonly epoch: Epoch;
+  readonly position: Position;
+  readonly type: string;
+}
+
+const requestsNamed = 200;
 
 /** The newest version of each replicated row, gathered from many records. */
 export class RowSet {
@@ -14,7 +24,12 @@ export class RowSet {
   readonly documents = new Map<string, DocumentRow>();
   readonly keys = new Map<string, KeyRow>();
 
+  /** Which request each record came from, for logs: at most so many. */
+  readonly requests: RecordRequest[] = [];
+
   add(record: LogRecord, shard: ShardId, epoch: Epoch, position: Position): void {
+    if (record.trace !== undefined && this.requests.length < requestsNamed)
+      this.requests.push({ ...record.trace, shard, epoch, position, type: record.type });
     const place: Placed = { changedEpoch: epoch, changedPosition: position };
     if (record.load !== undefined) {
       const { payload } = record.load;

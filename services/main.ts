@@ -13,7 +13,9 @@ async function main(argv: readonly string[]): Promise<void> {
     const at = rest.indexOf(`--${name}`);
     return at < 0 ? undefined : rest[at + 1];
   };
-  const config = readConfig(process.env, option("config") ?? process.env["HOTHOT_CONFIG"]);
+  const drainMs = option("drain-ms");
+  const environment = drainMs === undefined ? process.env : { ...process.env, HOTHOT_DRAIN_MS: drainMs };
+  const config = readConfig(environment, option("config") ?? process.env["HOTHOT_CONFIG"]);
   const log = createLogger(config.logLevel, { site: config.site, node: config.node });
   if (verb === "serve") await serve(config, log, systemTime, systemRandom);
   else if (verb === "init") {

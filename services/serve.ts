@@ -138,6 +138,8 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     log.info("serves", { url: parts.url, shards: parts.shards });
     const left = parts.siteSets.gone(config.site).then(() => "removed from the group");
     log.info("stops", { signal: await Promise.race([stopped, left]) });
+    // Before all else, so that nobody is sent here while the others stop.
+    http.leave();
     await group.drain();
   } finally {
     await group.stop();

@@ -228,7 +228,15 @@ function report(
     shared.log.debug("request", { requestId, method, route: route.path, status, ms });
     return;
   }
-  const fields = { requestId, method, route: route.path, status, ms };
+  const { traceparent } = request.headers;
+  const fields = {
+    requestId,
+    method,
+    route: route.path,
+    status,
+    ms,
+    ...(traceparent === undefined ? {} : { traceparent }),
+  };
   if (failure instanceof ClientGone) shared.log.debug("client went away", fields);
   else if (failure !== undefined && !(failure instanceof Problem))
     shared.log.error("request failed", { ...fields, error: asError(failure) });

@@ -19,8 +19,11 @@ export interface HttpServer {
   readonly server: Server;
   /** Listens, and gives the port. */
   start(): Promise<number>;
+  /** `/readyz` says `draining` from now on; nothing else changes. */
+  leave(): void;
   /**
-   * `/readyz` says `draining` at once, new requests get 503 `draining`, accepted ones are answered, for `drainMs` at most.
+   * `/readyz` says `draining` at once; after `drainNoticeMs` new requests get 503 `draining`, accepted ones are answered, for
+   * `drainMs` at most.
    * The port stays open until `stop`.
    */
   drain(): Promise<void>;
@@ -45,6 +48,8 @@ export function createHttpServer(options: HttpOptions): HttpServer {
   const process = options.random.token(8);
   let requests = 0;
   let draining: Promise<void> | undefined;
+  let leaving = false;
+  let refusing = false;
   let stopping: Promise<void> | undefined;
   let document: JsonObject | undefined;
 
@@ -55,7 +60,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     bodies: new BodyBudget(limits.bodyBytes),
     graceMs: limits.graceMs,
     abortable: new Set(),
-    draining: () => draining !== undefined,
+    draining: () => refusing,
     requestId: () => `${process}-${(requests++).toString(36)}`,
   };
   const servedBy = `${datacenter.name}/${datacenter.node}`;
@@ -64,7 +69,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     extensions: options.extensions ?? {},
     time,
     here: (body, status = 200) => ({ status, body, servedBy }),
-    draining: shared.draining,
+    draining: () => leaving || draining !== undefined,
     document: () => (document ??= openApiDocument(routes)),
   };
   const routes = allRoutes(backend, limits, config.bodyLimitBytes);
@@ -88,9 +93,11 @@ export function createHttpServer(options: HttpOptions): HttpServer {
 
   const drain = (): Promise<void> =>
     (draining ??= (async () => {
-      // `draining` is set before this runs on: the first await lets the assignment happen.
-      await Promise.resolve();
-      log.info("draining", { open: shared.lanes.open });
+      // Who balances load sees `/readyz` first, and is still served while it sends the last ones.
+      const noticeMs = config.drainNoticeMs ?? 0;
+      log.info("draining", { open: shared.lanes.open, noticeMs });
+      if (noticeMs > 0) await time.sleep(noticeMs);
+      refusing = true;
       for (const abort of shared.abortable) abort.abort();
       server.closeIdleConnections();
       const left = await within(
@@ -116,6 +123,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
           resolve(port);
         });
       }),
+    leave: () => void (leaving = true),
     drain,
     stop: () =>
       (stopping ??= (async () => {

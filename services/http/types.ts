@@ -183,7 +183,8 @@ export interface HttpLimits {
 
 export interface HttpOptions {
   readonly datacenter: Datacenter;
-  readonly config: Pick<Config, "host" | "port" | "bodyLimitBytes" | "defaultTimeoutMs" | "drainMs">;
+  readonly config: Pick<Config, "host" | "port" | "bodyLimitBytes" | "defaultTimeoutMs" | "drainMs"> &
+    Partial<Pick<Config, "drainNoticeMs">>;
   readonly time: Time;
   readonly random: Random;
   readonly log: Logger;
