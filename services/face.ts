@@ -21,7 +21,7 @@ import type {
   VerifyLine,
 } from "./api.js";
 import { clusterView } from "./clusters/operations.js";
-import { decodeCursor, encodeCursor } from "./clusters/queries.js";
+import { cursorParts, decodeCursor, encodeCursor } from "./clusters/queries.js";
 import type { DatacenterParts } from "./datacenter.js";
 import { fingerprint, isRepeatable, shardOfCommand, type CommandContext } from "./executor.js";
 import { jobView } from "./jobs/operations.js";
@@ -305,8 +305,7 @@ export class Face implements Datacenter {
   }
 
   async history(page: Page): Promise<Listed> {
-    const after =
-      page.cursor === undefined ? null : (JSON.parse(decodeCursor(page.cursor)) as [string, number, number]);
+    const after = page.cursor === undefined ? null : cursorParts(page.cursor, ["time", "shard", "epoch"]);
     const { rows } = await this.#p.control.pool.query<{
       shard: number;
       epoch: number;

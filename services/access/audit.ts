@@ -5,7 +5,7 @@ import type { Database } from "../../infra/postgres/database.js";
 import type { Service } from "../../infra/service.js";
 import type { JsonObject } from "../../replication/entities.js";
 import type { Listed, Page } from "../api.js";
-import { decodeCursor, encodeCursor } from "../clusters/queries.js";
+import { cursorParts, encodeCursor } from "../clusters/queries.js";
 
 /** What somebody did, or tried to. */
 export interface AuditEntry {
@@ -107,7 +107,7 @@ export class AuditTrail implements Service {
 
   /** Oldest first, as this datacenter has them, with those that are not in the log yet. */
   async list(page: Page): Promise<Listed> {
-    const [at, id] = page.cursor === undefined ? ["", ""] : (JSON.parse(decodeCursor(page.cursor)) as [string, string]);
+    const [at, id] = page.cursor === undefined ? ["", ""] : cursorParts(page.cursor, ["time", "text"]);
     const { rows } = await this.#o.database.pool.query<{ id: string; body: Record<string, unknown> }>(
       `SELECT id, body FROM (
          SELECT id, body FROM documents d WHERE kind = 'audit' AND NOT deleted AND NOT EXISTS (SELECT 1 FROM audit_pending p WHERE p.id = d.id)

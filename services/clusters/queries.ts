@@ -1,4 +1,5 @@
 import { sql } from "kysely";
+import { Problem } from "../../infra/errors.js";
 import type { Db } from "../../infra/postgres/database.js";
 import type { ClusterRow, JobRow, TaskRow } from "../../replication/entities.js";
 import type { ShardId } from "../../shards/ids.js";
@@ -84,4 +85,40 @@ export function page<T>(rows: T[], query: Page, key: (row: T) => string): { rows
 }
 
 export const encodeCursor = (text: string): string => Buffer.from(text, "utf8").toString("base64url");
-export const decodeCursor = (cursor: string): string => Buffer.from(cursor, "base64url").toString("utf8");
+
+/** @throws Problem invalid_request for what no list has made */
+export function decodeCursor(cursor: string): string {
+  const text = Buffer.from(cursor, "base64url").toString("utf8");
+  return text.includes("\u0000") ? refuseCursor() : text;
+}
+
+function refuseCursor(): never {
+  throw new Problem("invalid_request", undefined, {
+    errors: [{ path: "query/cursor", message: "must be a nextCursor of this list" }],
+  });
+}
+
+/** A cursor of several parts, as the list made it. @throws Problem invalid_request for anything else */
+export function cursorParts(
+  cursor: string,
+  kinds: readonly ("time" | "text" | "shard" | "epoch")[],
+): (string | number)[] {
+  let parts: unknown;
+  try {
+    parts = JSON.parse(decodeCursor(cursor));
+  } catch {
+    return refuseCursor();
+  }
+  if (!Array.isArray(parts) || parts.length !== kinds.length) return refuseCursor();
+  return kinds.map((kind, index) => {
+    const part: unknown = (parts as unknown[])[index];
+    if (kind === "shard" || kind === "epoch") {
+      const most = kind === "shard" ? 1_000_000 : Number.MAX_SAFE_INTEGER;
+      return typeof part === "number" && Number.isInteger(part) && part >= 0 && part <= most ? part : refuseCursor();
+    }
+    if (typeof part !== "string" || part.includes("\u0000")) return refuseCursor();
+    return kind === "text" || (timeForm.test(part) && !Number.isNaN(Date.parse(part))) ? part : refuseCursor();
+  });
+}
+
+const timeForm = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$/;

@@ -258,6 +258,25 @@ describe("any request", () => {
     await allServe(stack);
   });
 
+  it("is refused for a cursor that no list has made", async () => {
+    const made = (value: unknown): string => Buffer.from(JSON.stringify(value)).toString("base64url");
+    const time = "2026-01-01T00:00:00.000Z";
+    for (const cursor of [
+      "AAAA",
+      made(1),
+      made([]),
+      made(["2026-13-45T99:00:00Z", 1, 1]),
+      made([time, 2 ** 40, 1]),
+      made([time, 1.5, 1]),
+      made([time, "\u0000"]),
+      made([time, -1, 1]),
+    ])
+      problem(await on("west", "GET", `/v1/history?cursor=${cursor}`), "invalid_request");
+    for (const where of ["/v1/clusters", "/v1/jobs", "/v1/divergent-operations", "/v1/audit"])
+      problem(await on("west", "GET", `${where}?cursor=AAAA`), "invalid_request");
+    body(await on("west", "GET", `/v1/history?cursor=${made([time, 1, 1])}`), 200);
+  });
+
   it("agrees with a model of clusters, in any order and through any datacenter", async () => {
     const command = fc.record({
       what: fc.constantFrom("put", "create", "patch", "delete", "get", "putIfAbsent", "putIfVersion"),
@@ -406,11 +425,15 @@ describe("any request", () => {
       const { requestId, detail } = body<{ requestId: string; detail: string }>(answer, 500);
       assert.doesNotMatch(answer.text, /relation|divergent_operations"/);
       assert.equal(detail, "A fault of ours.");
-      const line = stack
-        .logs("east")
-        .split("\n")
-        .find((each) => each.includes(requestId) && each.includes('"level":"error"'));
-      assert.match(line ?? "", /does not exist/);
+      await stack.until(
+        () =>
+          stack
+            .logs("east")
+            .split("\n")
+            .some((each) => each.includes(requestId) && each.includes("error") && each.includes("does not exist")),
+        5_000,
+        "the log line of the fault",
+      );
     } finally {
       await database.pool.query("ALTER TABLE divergent_away RENAME TO divergent_operations");
       await database.close();
