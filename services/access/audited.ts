@@ -56,7 +56,7 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
     return reply;
   };
   const { startMove, cancelMove, setFailover, repair, replayDivergent, discardDivergent } = extensions;
-  const { addToken, removeToken, putTenant } = extensions;
+  const { addToken, removeToken, putTenant, addDatacenter, removeDatacenter } = extensions;
   return {
     ...extensions,
     ...(startMove && {
@@ -83,6 +83,13 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
     ...(discardDivergent && {
       discardDivergent: (context, id) =>
         act(context, "divergence discard", { operation: id }, () => discardDivergent(context, id)),
+    }),
+    ...(addDatacenter && {
+      addDatacenter: (context, name) => act(context, "dc add", { dc: name }, () => addDatacenter(context, name)),
+    }),
+    ...(removeDatacenter && {
+      removeDatacenter: (context, name) =>
+        act(context, "dc remove", { dc: name }, () => removeDatacenter(context, name)),
     }),
     ...(addToken && {
       addToken: (context, wanted) => {
