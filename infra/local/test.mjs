@@ -33,7 +33,7 @@ if (files.length === 0) {
   console.error("there are no such tests");
   process.exitCode = 1;
 } else {
-  // Two files at a time, and of those with a whole stack of servers only one (test/harness/stack.ts): times are measured in them.
+  // Two files at a time; one whose stack of servers is measured has the machine to itself (test/harness/stack.ts).
   const args = [
     "--enable-source-maps",
     "--test",
@@ -44,7 +44,7 @@ if (files.length === 0) {
   ];
   const code = await run(process.execPath, args, {
     stdio: ["ignore", "inherit", "inherit"],
-    env: { ...process.env, TEST_ONE_STACK: "1" },
+    env: { ...process.env, TEST_FEW_STACKS: "1" },
   });
   process.exitCode = failed ? 1 : code;
 }

@@ -8,7 +8,7 @@ import { freshStackFolder, runCli } from "../harness/stack.js";
 
 let place: Awaited<ReturnType<typeof freshStackFolder>>;
 before(async () => {
-  place = await freshStackFolder();
+  place = await freshStackFolder(true);
 });
 after(async () => {
   await endFolder(place.dir);

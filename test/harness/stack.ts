@@ -21,6 +21,8 @@ export interface TestStackOptions {
   readonly worker?: boolean;
   /** Provisioners of Coopr may work: see `cooprUrl`. */
   readonly coopr?: boolean;
+  /** In a whole test run no other stack is up meanwhile: for tests that measure times. */
+  readonly alone?: boolean;
   /** Further HOTHOT_ variables of the nodes. */
   readonly env?: Readonly<Record<string, string>>;
 }
@@ -156,9 +158,9 @@ export class TestStack {
 
 /** Starts a stack and waits until every datacenter serves. */
 export async function startStack(options: TestStackOptions = {}): Promise<TestStack> {
-  const { dir, portBase, release } = await freshStackFolder();
+  const { alone, coopr, ...rest } = options;
+  const { dir, portBase, release } = await freshStackFolder(alone);
   try {
-    const { coopr, ...rest } = options;
     const ports = coopr === true ? { portBase, cooprPort: portBase + cooprOffset } : { portBase };
     return new TestStack(await LocalStack.up(dir, { ...rest, ...ports }), release);
   } catch (error) {
@@ -169,12 +171,14 @@ export async function startStack(options: TestStackOptions = {}): Promise<TestSt
 }
 
 /** Where a stack can be started by the test itself: a folder and ports of its own. End it by `endFolder(dir)` and `release()`. */
-export async function freshStackFolder(): Promise<{ dir: string; portBase: number; release: () => Promise<void> }> {
-  const turn = await takeTurn();
+export async function freshStackFolder(
+  alone = false,
+): Promise<{ dir: string; portBase: number; release: () => Promise<void> }> {
+  const turn = await takeTurn(alone);
   const ports = await claimPorts();
   const release = async (): Promise<void> => {
     await ports.release();
-    turn?.close();
+    for (const slot of turn) slot.close();
   };
   return { dir: freshFolder("stack"), portBase: ports.base, release };
 }
@@ -199,10 +203,26 @@ export function runCli(args: readonly string[], env: Readonly<Record<string, str
   });
 }
 
-/** In a whole test run only one stack is up at a time: what is measured in it would suffer from another one. */
-async function takeTurn(): Promise<Server | undefined> {
-  if (process.env["TEST_ONE_STACK"] === undefined) return undefined;
-  const turn = await poll(() => holdPort(19_999), turnMs, 100);
-  if (turn === undefined) throw new Error(`another test's stack did not end within ${turnMs} ms`);
-  return turn;
+/** Places for stacks in a whole test run; a stack that measures takes all of them, always in this order. */
+const slots = [19_998, 19_999];
+
+async function takeTurn(alone: boolean): Promise<Server[]> {
+  if (process.env["TEST_FEW_STACKS"] === undefined) return [];
+  const taken: Server[] = [];
+  for (const choices of alone ? slots.map((slot) => [slot]) : [[...slots].reverse()]) {
+    const turn = await poll(
+      async () => {
+        for (const slot of choices) {
+          const held = await holdPort(slot);
+          if (held !== undefined) return held;
+        }
+        return undefined;
+      },
+      turnMs,
+      100,
+    );
+    if (turn === undefined) throw new Error(`another test's stack did not end within ${turnMs} ms`);
+    taken.push(turn);
+  }
+  return taken;
 }
