@@ -7,6 +7,7 @@ import type { World } from "./world.js";
  */
 export function ambush(w: World, faults: Faults, again = 1): void {
   const { s, network, databases, siteSet, shape, checker } = w;
+  s.count("ambushes");
   const { leaseMs, coordinatorTermMs: termMs } = shape.settings;
   const owner = checker.owner(Math.floor(s.random.next() * shape.shards));
   const others = siteSet.sites.map((site) => site.name).filter((site) => site !== owner);

@@ -168,6 +168,7 @@ export class MemoryDatabase {
           return;
         }
         if (this.#blocked(touches)) {
+          s.count("waits for locked heads");
           s.after(s.between(2, 10), null, execute);
           return;
         }
@@ -179,11 +180,15 @@ export class MemoryDatabase {
           return;
         }
         this.#hooks.effect(process, what);
-        if (!this.calm && s.chance(0.002)) return fail(statementTimeoutMs, "Query read timeout");
+        if (!this.calm && s.chance(0.002)) {
+          s.count("statements without an answer");
+          return fail(statementTimeoutMs, "Query read timeout");
+        }
         const lateAnswer = !this.calm && s.chance(0.01);
         s.after(lateAnswer ? s.between(20, 500) : s.between(0.1, 0.6), process, () => resolve(result));
       };
       const late = !this.calm && s.chance(this.slow);
+      if (late) s.count("statements late");
       s.after(late ? s.between(50, 1_500) : s.between(0.1, 1), null, execute);
     });
   }

@@ -118,6 +118,7 @@ export class Faults {
   }
 
   pause(processes: readonly Process[], ms: number): void {
+    this.#w.s.count("pauses");
     const until = this.#w.s.now + ms;
     for (const process of processes) {
       process.pausedUntil = Math.max(process.pausedUntil, until);
@@ -126,6 +127,7 @@ export class Faults {
   }
 
   #suspend(processes: readonly Process[], ms: number): void {
+    this.#w.s.count("suspended machines");
     for (const process of processes) {
       if (process.pausedUntil > this.#w.s.now) continue;
       this.#w.s.shiftTimers(process, ms);
@@ -136,6 +138,7 @@ export class Faults {
   }
 
   crash(processes: readonly Process[], downMs: number, why: string): void {
+    this.#w.s.count(why.startsWith("right after") || why.startsWith("soon after") ? "crashes at an await" : "crashes");
     for (const process of processes) {
       process.dead = true;
       this.#w.nodes.delete(process.name);
@@ -176,6 +179,7 @@ export class Faults {
     const others = sites.filter((other) => other !== site);
     const from = s.chance(0.5) ? [s.pick(others)] : others;
     const oneWay = s.chance(0.2);
+    s.count(oneWay ? "one-way cuts" : "cuts");
     const channels = s.pick<readonly Channel[]>([["word", "bulk"], ["word", "bulk"], ["bulk"], ["word"]]);
     const long = shape.goesBack && s.chance(0.3) ? 3_000 : 0;
     for (const other of from) {
@@ -228,6 +232,7 @@ export class Faults {
     const to = this.#active ? database?.goBack(by) : undefined;
     if (to === undefined) return;
     this.#w.checker.wentBack(site, to);
+    this.#w.s.count("databases going back");
     this.#w.say(site, `its database goes back to ${to.toFixed(1)}, incarnation ${database?.incarnation}`);
   }
 
@@ -236,6 +241,7 @@ export class Faults {
     const database = databases.get(site);
     if (database === undefined || !this.#active) return;
     const termMs = this.#w.shape.settings.coordinatorTermMs;
+    s.count("jumps of a database's clock");
     database.ahead = database.ahead === 0 ? s.between(0.6, 1) * termMs : 0;
     this.#w.say(site, `its database's clock is ${database.ahead.toFixed(0)} ms ahead`);
     s.after(s.between(300, 3_000), null, () => this.#jump(site));

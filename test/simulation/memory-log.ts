@@ -104,6 +104,9 @@ export class MemoryLog {
     stream.leader = null;
     const term = stream.term;
     const survive = flying.filter(() => this.#s.chance(kept));
+    this.#s.count("elections of log leaders");
+    for (const each of flying)
+      this.#s.count(survive.includes(each) ? "appends kept by an election" : "appends swallowed by an election");
     const delay = to === null ? this.#s.between(...this.electionMs) : this.#s.between(10, 80);
     this.#s.after(delay, null, () => this.#elected(partition, stream, term, to, survive));
   }
@@ -139,7 +142,10 @@ export class MemoryLog {
     const s = this.#s;
     const stream = this.#stream(partition);
     return new Promise((resolve) => {
-      const timer = process.time.after(timeoutMs, () => resolve({ kind: "silent" }));
+      const timer = process.time.after(timeoutMs, () => {
+        s.count("appends without an answer");
+        resolve({ kind: "silent" });
+      });
       const answer = (value: TransportAnswer): void => {
         if (!this.calm && s.chance(0.02)) return;
         s.after(s.between(0.2, 2), process, () => {
@@ -155,6 +161,7 @@ export class MemoryLog {
       }
       if (!this.calm && s.chance(0.01)) return;
       const slow = !this.calm && s.chance(this.slowAppends);
+      if (slow) s.count("appends late");
       s.after(slow ? s.between(200, 4_000) : s.between(0.2, 2), null, () =>
         this.#propose(stream, partition, via, shard, data, expected, answer),
       );
@@ -174,6 +181,7 @@ export class MemoryLog {
     const { deposed, leader } = stream;
     if (deposed !== null && s.now < deposed.until && this.#network.linked(via, deposed.site) && s.chance(0.3)) {
       const last = deposed.last.get(shard) ?? 0;
+      s.count("answers of former leaders");
       if (last !== expected) answer({ kind: "refused", lastSequence: last });
       return;
     }
@@ -234,7 +242,7 @@ export class MemoryLog {
   #catchUp(stream: Stream, site: string): void {
     const { leader } = stream;
     if (leader === null || !this.#network.linked(site, leader)) return;
-    if (!this.calm && site !== leader && this.#s.chance(0.08)) return;
+    if (!this.calm && site !== leader && this.#s.chance(0.08)) return this.#s.count("reads of stale replicas");
     const until = site === leader ? this.#s.now : this.#s.now - this.#s.between(0, 2);
     let seen = stream.seen.get(site) ?? 0;
     while (seen < stream.messages.length && (stream.messages[seen]?.at ?? Infinity) <= until) seen++;

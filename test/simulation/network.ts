@@ -110,15 +110,20 @@ export class Network {
       return;
     }
     if (!this.goes(from.site, to.site, channel)) {
+      s.count("messages at a cut");
       const healed = this.#cuts.get(`${channel} ${from.site}>${to.site}`) ?? 0;
       if (this.keeps && healed > s.now && s.chance(0.3)) s.after(healed - s.now + s.between(0, 5), to, arrive);
       return;
     }
     if (channel === "word" && this.deaf(from.site, to.name)) return;
-    if (s.chance(this.loss)) return;
+    if (s.chance(this.loss)) return s.count("messages lost");
     const late = this.loss > 0 && s.chance(0.03);
     const delay = late ? s.between(50, 600) : s.between(0.3, 3);
+    if (late) s.count("messages late, behind later ones");
     s.after(delay, to, arrive);
-    if (this.loss > 0 && s.chance(0.01)) s.after(delay + s.between(0, 300), to, arrive);
+    if (this.loss > 0 && s.chance(0.01)) {
+      s.count("messages doubled");
+      s.after(delay + s.between(0, 300), to, arrive);
+    }
   }
 }

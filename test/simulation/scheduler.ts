@@ -23,6 +23,13 @@ export class Scheduler {
     this.random = seededRandom(seed);
   }
 
+  /** How often things went wrong in this run, by what. */
+  readonly happened = new Map<string, number>();
+
+  count(what: string): void {
+    this.happened.set(what, (this.happened.get(what) ?? 0) + 1);
+  }
+
   chance(probability: number): boolean {
     return this.random.next() < probability;
   }

@@ -33,6 +33,8 @@ export interface RunResult {
   readonly violation: Violation | null;
   readonly events: number;
   readonly counts: Checker["counts"];
+  /** What went wrong, and how often. */
+  readonly happened: ReadonlyMap<string, number>;
   /** Virtual milliseconds from the end of the faults until all was well. */
   readonly healedMs: number;
 }
@@ -162,7 +164,14 @@ export class World {
     } finally {
       process.off("unhandledRejection", failed);
     }
-    return { seed: this.seed, violation: this.#violation, events: s.events, counts: this.checker.counts, healedMs };
+    return {
+      seed: this.seed,
+      violation: this.#violation,
+      events: s.events,
+      counts: this.checker.counts,
+      happened: s.happened,
+      healedMs,
+    };
   }
 
   /** Starts a life of a process; one that can't start tries again, as a supervisor would. */
