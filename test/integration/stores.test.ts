@@ -1,0 +1,500 @@
+import assert from "node:assert/strict";
+import test, { after, before } from "node:test";
+import { asError, Problem } from "../../infra/errors.js";
+import { silentLogger } from "../../infra/logger.js";
+import { Database } from "../../infra/postgres/database.js";
+import { seededRandom } from "../../infra/random.js";
+import type { FullHead } from "../../replication/heads.js";
+import { PostgresOutbox } from "../../replication/outbox.js";
+import { PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
+import type { Outbox } from "../../replication/publisher.js";
+import { decodeBatch, encodeBatch, encodeRecord, type BatchHeader, type OpenBody } from "../../replication/record.js";
+import {
+  NeedsRecords,
+  PostgresReplicaStore,
+  type Incoming,
+  type ReplicaStore,
+} from "../../replication/replica-store.js";
+import { PostgresRestoreStore, type RestoreStore } from "../../replication/restore-store.js";
+import { Unit } from "../../replication/unit.js";
+import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
+import type { Head } from "../../shards/map.js";
+import { PostgresShardStore } from "../../shards/postgres-store.js";
+import type { ShardStore, VoteStore } from "../../shards/store.js";
+import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
+import { MemoryDatabase } from "../simulation/database.js";
+import { put } from "../simulation/operations.js";
+import { MemoryOwnerStore } from "../simulation/owner.js";
+import { MemoryReplicaStore } from "../simulation/replica.js";
+import { MemoryRestoreStore } from "../simulation/restores.js";
+import { Process, Scheduler } from "../simulation/scheduler.js";
+import { MemoryOutbox, MemoryShardStore } from "../simulation/stores.js";
+
+const site = "east";
+const shards = [0, 1].map((shard) => shardId(shard));
+const now = Date.parse("2026-01-01T00:00:00Z");
+let server: TestPostgres;
+before(async () => {
+  server = await startPostgres();
+});
+after(() => server.stop());
+
+/** One database of a datacenter behind the product's interfaces. */
+interface Side {
+  readonly shards: ShardStore & VoteStore;
+  readonly replica: ReplicaStore;
+  readonly owner: OwnerStore;
+  readonly restores: RestoreStore;
+  readonly outbox: Outbox;
+  /** Carries out what was asked. */
+  during<T>(work: () => Promise<T>): Promise<T>;
+  rows(): Promise<unknown>;
+  close(): Promise<void>;
+}
+
+async function onPostgres(): Promise<Side> {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 3, name: "test" });
+  const writes = new Database({ ...options, connections: 1, name: "test writes", pipeline: true });
+  await database.migrate();
+  await database.pool.query("INSERT INTO partition_progress (partition) VALUES (0)");
+  for (const shard of shards)
+    await database.pool.query("INSERT INTO shard_head (shard, partition, revision) VALUES ($1, 0, 0)", [shard]);
+  const table = async (sql: string): Promise<unknown> => (await database.pool.query<object>(sql)).rows;
+  return {
+    shards: new PostgresShardStore(database),
+    replica: new PostgresReplicaStore(database, site, silentLogger),
+    owner: new PostgresOwnerStore(writes),
+    restores: new PostgresRestoreStore(database),
+    outbox: new PostgresOutbox(database),
+    during: (work) => work(),
+    rows: async () => ({
+      clusters: await table(
+        "SELECT id, shard, version, name, changed_epoch AS epoch, changed_position AS position FROM clusters ORDER BY id",
+      ),
+      keys: await table(
+        "SELECT key, shard, changed_epoch AS epoch, changed_position AS position FROM idempotency_keys ORDER BY key, shard",
+      ),
+      outbox: await table("SELECT shard, epoch, position FROM outbox ORDER BY shard, epoch, position"),
+      aside: await table(
+        "SELECT shard, epoch, position, idempotency_key AS key, status = 'open' AS open FROM divergent_operations ORDER BY shard, epoch, position",
+      ),
+      restores: await table(
+        "SELECT shard, cluster_id AS id, cut_epoch AS epoch, cut_position AS position FROM restores ORDER BY id",
+      ),
+    }),
+    close: async () => {
+      await Promise.all([database.close(), writes.close()]);
+    },
+  };
+}
+
+async function inMemory(): Promise<Side> {
+  const s = new Scheduler(1);
+  const database = new MemoryDatabase(s, site, { effect: () => undefined, say: () => undefined });
+  database.calm = true;
+  const process = new Process(s, site, "east-1", 1);
+  process.knows = database.incarnation;
+  database.tables.progress.set(0, 0);
+  for (const shard of shards) database.tables.heads.set(shard, emptyHead(shard));
+  const during = async <T>(work: () => Promise<T>): Promise<T> => {
+    let settled = false;
+    const done = work().finally(() => (settled = true));
+    done.catch(() => undefined);
+    // Between two of its statements nothing is due: it gets its turn first.
+    while (!settled) {
+      await new Promise((resolve) => setImmediate(resolve));
+      await s.run(s.now + 10);
+    }
+    return done;
+  };
+  const { tables } = database;
+  const sorted = <T>(list: Iterable<T>, by: (each: T) => string): T[] =>
+    [...list].sort((a, b) => (by(a) < by(b) ? -1 : 1));
+  return {
+    shards: new MemoryShardStore(database, process),
+    replica: new MemoryReplicaStore(database, process, { applied: () => undefined }, {}),
+    owner: new MemoryOwnerStore(database, process, {}),
+    restores: new MemoryRestoreStore(database, process),
+    outbox: new MemoryOutbox(database, process),
+    during,
+    rows: async () => ({
+      clusters: sorted(tables.rows.values(), (row) => row.id).map((row) => ({
+        id: row.id,
+        shard: row.shard,
+        version: row.version,
+        name: row.name,
+        epoch: row.changedEpoch,
+        position: row.changedPosition,
+      })),
+      keys: sorted(tables.keys.values(), (row) => `${row.key} ${row.shard}`).map((row) => ({
+        key: row.key,
+        shard: row.shard,
+        epoch: row.changedEpoch,
+        position: row.changedPosition,
+      })),
+      outbox: sorted(tables.outbox, ([shard]) => String(shard)).flatMap(([shard, rows]) =>
+        rows.map((row) => ({ shard, epoch: row.epoch, position: row.position })),
+      ),
+      aside: [...tables.divergent]
+        .map(([at, { key, open }]) => {
+          const [shard = 0, ended = 0, last = 0] = at.split("/").map(Number);
+          return { shard, epoch: ended, position: last, key, open };
+        })
+        .sort((a, b) => a.shard - b.shard || a.epoch - b.epoch || a.position - b.position),
+      restores: sorted(tables.restores.values(), (row) => row.id).map(({ id, shard, cut }) => ({
+        shard,
+        id,
+        epoch: cut?.epoch ?? null,
+        position: cut?.position ?? null,
+      })),
+    }),
+    close: async () => undefined,
+  };
+}
+
+function emptyHead(shard: ShardId): FullHead {
+  return {
+    shard,
+    partition: partition(0),
+    owner: null,
+    epoch: epoch(0),
+    state: "replica",
+    position: position(0),
+    published: position(0),
+    tenure: epoch(0),
+    fencedThrough: epoch(0),
+    closing: 0,
+    confirmed: false,
+    since: "",
+    kind: "initial",
+    reason: "",
+    epochEnds: [],
+    stopped: null,
+    revision: 0,
+  };
+}
+
+/** What both must agree on. */
+const plain = (head: Head | undefined | null): unknown =>
+  head == null
+    ? null
+    : {
+        shard: head.shard,
+        owner: head.owner,
+        epoch: head.epoch,
+        state: head.state,
+        position: head.position,
+        published: head.published,
+        tenure: head.tenure,
+        closing: head.closing,
+        confirmed: head.confirmed,
+        kind: head.kind,
+        reason: head.reason,
+        stopped: head.stopped,
+        revision: head.revision,
+      };
+const plainAll = (heads: readonly Head[]): unknown =>
+  [...heads].sort((a, b) => a.shard - b.shard).map((head) => plain(head));
+
+/** The same owner's transaction as the writer makes. */
+async function write(side: Side, wanted: Parameters<typeof put>[0]): Promise<unknown> {
+  const transaction = await side.owner.begin();
+  let failure: Error | undefined;
+  try {
+    const unit = new Unit({ transaction, site, now, random: seededRandom(1) });
+    const operation = put(wanted);
+    const [heads] = await Promise.all([transaction.lock([wanted.shard]), unit.load([operation])]);
+    unit.hold(heads);
+    const head = heads.get(wanted.shard);
+    if (head?.state !== "owned" || head.owner !== site) throw new Problem("not_owner");
+    const result = unit.decide(operation);
+    await unit.commit();
+    return result.written ?? String(result.error);
+  } catch (error) {
+    failure = asError(error);
+    if (!(error instanceof Problem)) throw error;
+    return error.code;
+  } finally {
+    await transaction.end(failure);
+  }
+}
+
+/** Makes up a log, and things that happen beside it; the same for both sides. */
+class Story {
+  readonly #random;
+  readonly #tails = new Map<ShardId, { epoch: number; owner: string; last: number }>();
+  #sequence = 0;
+  #marks = 0;
+  readonly done = new Map<string, number>();
+
+  constructor(
+    seed: number,
+    private readonly sides: readonly [Side, Side],
+  ) {
+    this.#random = seededRandom(seed);
+  }
+
+  #chance(share: number): boolean {
+    return this.#random.next() < share;
+  }
+
+  #pick<T>(list: readonly T[]): T {
+    return list[Math.floor(this.#random.next() * list.length)] as T;
+  }
+
+  /** Asks both the same and compares the answers. */
+  async both(what: string, ask: (side: Side) => Promise<unknown>): Promise<unknown> {
+    this.done.set(what, (this.done.get(what) ?? 0) + 1);
+    const [real, memory] = await Promise.all(this.sides.map((side) => side.during(() => ask(side))));
+    assert.deepEqual({ [what]: memory }, { [what]: real });
+    return real;
+  }
+
+  async step(): Promise<void> {
+    const shard = this.#pick(shards);
+    const tail = this.#tails.get(shard);
+    const at = epoch((tail?.epoch ?? 0) + this.#pick([0, 0, 0, 1, -1].filter((by) => (tail?.epoch ?? 0) + by >= 0)));
+    const kind = this.#random.next();
+    if (tail === undefined || kind < 0.3) await this.#message(shard);
+    else if (kind < 0.6) await this.#write(shard);
+    else if (kind < 0.66) {
+      const voter = { site: this.#pick(["west", "central"]), incarnation: this.#pick([1, 1, 1, 1, 2]) };
+      const closing = 1_000 + this.#marks++;
+      const epochs = this.#chance(0.2) ? {} : { [String(shard)]: at };
+      await this.both("fence", async (side) => plainAll(await side.shards.fence(epochs, voter, closing)));
+    } else if (kind < 0.7) await this.both("confirm", async (side) => plain(await side.shards.confirm(shard, at)));
+    else if (kind < 0.74)
+      await this.both("begin move", async (side) => {
+        const begun = await side.shards.beginMove(shard, at, "east-1", 1_000_000);
+        return begun === null ? null : [plain(begun.head), [...begun.nodes].sort()];
+      });
+    else if (kind < 0.78) await this.both("end move", async (side) => plain(await side.shards.endMove(shard, at)));
+    else if (kind < 0.8)
+      await this.both("suspend move", async (side) => plain(await side.shards.suspendMove(shard, at)));
+    else if (kind < 0.81) await this.both("renounce", async (side) => plain(await side.shards.renounce(shard, at)));
+    else if (kind < 0.83) {
+      const node = this.#pick(["east-1", "east-2", "east-3"]);
+      await this.both("canary", async (side) => (await side.shards.refreshNode(node, "", 1_000_000)).sort());
+    } else if (kind < 0.86) {
+      const holder = this.#pick(["a", "b"]);
+      await this.both("lock", (side) => side.shards.lock("coordinator", holder, 1_000_000));
+      if (this.#chance(0.5)) await this.both("unlock", (side) => side.shards.unlock("coordinator", holder));
+    } else if (kind < 0.88) {
+      const target = this.#pick(["west", "central"]);
+      await this.both("vote", (side) => side.shards.vote(target, { [String(shard)]: at }));
+      await this.both("votes", async (side) => [...(await side.shards.load())].sort());
+    } else await this.#restore(shard);
+  }
+
+  async compare(): Promise<void> {
+    await this.both("heads", async (side) => plainAll(await side.shards.heads()));
+    await this.both("progress", async (side) => [...(await side.replica.progress())]);
+    await this.both("incarnations", async (side) => [...(await side.shards.incarnations())].sort());
+    await this.both("rows", (side) => side.rows());
+  }
+
+  async #write(shard: ShardId): Promise<void> {
+    const wanted = {
+      shard,
+      id: `c${shard}-${this.#pick([0, 1, 2])}`,
+      mark: `w${++this.#marks}`,
+      ...(this.#chance(0.5) ? { key: `k${this.#pick([0, 1, 2, 3, 4, 5, 6, 7])}` } : {}),
+    };
+    await this.both("write", (side) => write(side, wanted));
+  }
+
+  async #message(shard: ShardId): Promise<void> {
+    const tail = this.#tails.get(shard) ?? { epoch: 0, owner: "", last: 0 };
+    const opens = tail.epoch === 0 || this.#chance(0.35);
+    const header = {
+      generation: 1,
+      shard,
+      batchId: (++this.#marks).toString(16).padStart(16, "0"),
+      committedAt: now,
+    };
+    if (opens) {
+      const owner = this.#pick([site, site, "west", "central"]);
+      const heads = await this.sides[0].shards.heads();
+      const known = heads.find((head) => head.shard === shard)?.closing ?? 0;
+      const open: OpenBody = {
+        from: tail.owner === "" ? null : tail.owner,
+        kind: this.#pick(["takeover", "switchover"]),
+        reason: "made up",
+        by: owner,
+        sameTenure: this.#chance(0.5),
+        closing: this.#chance(0.7) ? known : 0,
+        phasesMs: {},
+        drained: 0,
+        epochEnds: [],
+      };
+      await this.#apply(
+        { ...header, kind: "open", epoch: epoch(tail.epoch + 1), owner, first: position(tail.last + 1), count: 0 },
+        [],
+        open,
+      );
+      this.#tails.set(shard, { epoch: tail.epoch + 1, owner, last: tail.last });
+      return;
+    }
+    let records: Uint8Array[] = [];
+    if (tail.owner === site) {
+      const rows = (await this.both("outbox", (side) =>
+        side.outbox
+          .read(shard, epoch(tail.epoch), position(tail.last), 3)
+          .then((list) => list.map((row) => [row.position, Buffer.from(row.record).toString("hex")])),
+      )) as [number, string][];
+      records = rows.map(([, hex]) => Buffer.from(hex, "hex"));
+    } else records = Array.from({ length: 1 + Math.floor(this.#random.next() * 3) }, () => this.#foreign(shard));
+    if (records.length === 0) return;
+    const last = tail.last + records.length;
+    await this.#apply(
+      {
+        ...header,
+        kind: "records",
+        epoch: epoch(tail.epoch),
+        owner: tail.owner,
+        first: position(tail.last + 1),
+        count: records.length,
+      },
+      records,
+      null,
+    );
+    this.#tails.set(shard, { ...tail, last });
+  }
+
+  #foreign(shard: ShardId): Uint8Array {
+    const mark = `f${++this.#marks}`;
+    const at = new Date(now).toISOString();
+    const key = this.#chance(0.4) ? `k${this.#pick([0, 1, 2, 3, 4, 5, 6, 7])}` : null;
+    return encodeRecord({
+      type: "cluster.put",
+      at: now,
+      cluster: {
+        tenant: "",
+        id: `c${shard}-${this.#pick([0, 1, 2])}`,
+        shard,
+        status: "active",
+        name: mark,
+        spec: {},
+        state: {},
+        labels: {},
+        expiresAt: null,
+        version: this.#marks,
+        createdAt: at,
+        updatedAt: at,
+        deleted: false,
+      },
+      ...(key === null
+        ? {}
+        : { key: { tenant: "", key, shard, fingerprint: mark, status: 200, body: {}, version: null, createdAt: at } }),
+    });
+  }
+
+  /** Through the applier's interface; own records are left out at first, as the applier does. */
+  async #apply(header: BatchHeader, records: readonly Uint8Array[], open: OpenBody | null): Promise<void> {
+    const sequence = ++this.#sequence;
+    const batch = decodeBatch(encodeBatch({ header, records, open }));
+    const own = header.kind === "records" && header.owner === site;
+    const message: Incoming = { sequence, shard: header.shard, header: batch.header, batch: own ? null : batch };
+    const apply = (incoming: Incoming) => async (side: Side) => {
+      try {
+        const applied = await side.replica.apply([
+          { partition: partition(0), from: sequence - 1, messages: [incoming] },
+        ]);
+        return {
+          // Without a change of owner the fast way tells heads as they were last known: a view never takes that for news.
+          heads: applied.heads.map((head) =>
+            applied.adoptions.length > 0
+              ? plain(head)
+              : [head.shard, head.epoch, head.published, head.owner === site ? null : head.position],
+          ),
+          adoptions: applied.adoptions.map((each) => [plain(each.head), each.divergent]),
+          stopped: plainAll(applied.stopped),
+        };
+      } catch (error) {
+        if (error instanceof NeedsRecords) return "needs records";
+        throw error;
+      }
+    };
+    const first = await this.both(`apply ${header.kind}`, apply(message));
+    if (first === "needs records") await this.both("apply with records", apply({ ...message, batch }));
+  }
+
+  async #restore(shard: ShardId): Promise<void> {
+    const byId = <T extends { readonly id: string }>(list: readonly T[]): T[] =>
+      [...list].sort((a, b) => (a.id < b.id ? -1 : 1));
+    await this.both("waiting", async (side) => byId(await side.restores.waiting()));
+    const wanted = (await this.both("wanted", async (side) => byId(await side.restores.wanted(shard, 10)))) as {
+      kind: string;
+      tenant: string;
+      id: string;
+    }[];
+    const tail = this.#tails.get(shard);
+    if (wanted.length > 0 && tail !== undefined && this.#chance(0.6)) {
+      const at = new Date(now).toISOString();
+      const cut = { epoch: tail.epoch - (this.#chance(0.2) ? 1 : 0), position: tail.last + this.#pick([0, 0, 1, 2]) };
+      const clusters = wanted.map(({ id }) => ({
+        tenant: "",
+        id,
+        shard,
+        status: "active" as const,
+        name: "copied",
+        spec: {},
+        state: {},
+        labels: {},
+        expiresAt: null,
+        version: 1,
+        createdAt: at,
+        updatedAt: at,
+        deleted: false,
+        changedEpoch: epoch(cut.epoch),
+        changedPosition: position(cut.position),
+      }));
+      const copy = { ...cut, clusters, jobs: [], workers: [], documents: [] };
+      await this.both("take", (side) => side.restores.take(shard, wanted, copy));
+    }
+    if (this.#chance(0.7)) await this.both("settle", (side) => side.restores.settle());
+    const request = { shard, clusters: [{ tenant: "", id: `c${shard}-0` }], workers: [], documents: [] };
+    await this.both("copy", (side) =>
+      side.restores.copy(request).then(
+        (copy) => [copy.epoch, copy.position, copy.clusters.map((row) => [row.id, row.name, row.version])],
+        () => "refused",
+      ),
+    );
+  }
+}
+
+test("the stores on PostgreSQL and those of the simulation do the same", async (t) => {
+  const done = new Map<string, number>();
+  for (let seed = 1; seed <= 12; seed++) {
+    const sides = [await onPostgres(), await inMemory()] as const;
+    const story = new Story(seed, sides);
+    try {
+      for (let n = 0; n < 60; n++) {
+        await story.step();
+        if (n % 10 === 9) await story.compare();
+      }
+    } catch (error) {
+      throw new Error(`seed ${seed}: ${asError(error).message}`, { cause: error });
+    } finally {
+      await Promise.all(sides.map((side) => side.close()));
+    }
+    for (const [what, times] of story.done) done.set(what, (done.get(what) ?? 0) + times);
+  }
+  t.diagnostic([...done].map(([what, times]) => `${what} ${times}`).join(", "));
+});
+
+test("a transaction that stands still gives its locks back", async () => {
+  const side = await onPostgres();
+  const stuck = await side.owner.begin();
+  try {
+    await stuck.lock([shards[0] as ShardId]);
+    const began = performance.now();
+    await side.shards.fence({}, { site: "west", incarnation: 1 }, 1);
+    assert.ok(performance.now() - began < 4_500, "waited for the lock");
+    await assert.rejects(stuck.commit({ moved: [], records: [], now, tables: [], dropped: [], stages: [] }));
+  } finally {
+    await stuck.end(new Error("stood still")).catch(() => undefined);
+    await side.close();
+  }
+});
