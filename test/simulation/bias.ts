@@ -143,9 +143,21 @@ function twoSpeakers(w: World, faults: Faults): void {
   if (slow !== undefined && s.chance(0.3)) slow.dataPausedUntil = end;
 }
 
+/** One link is cut: the owner is heard by the site that decides, and does not see the log. */
+function oneLink(w: World): void {
+  const { s, shape } = w;
+  const { owner, candidate } = cast(w);
+  const end = s.now + shape.settings.leaseMs * s.between(2.5, 4);
+  w.say("world", `${candidate} does not hear ${owner}, which the others hear`);
+  deafen(w, owner, candidate, end);
+  blind(w, owner, end);
+}
+
 const steady: Partial<Shape> = { goesBack: false, clockJumps: false, suspends: false };
 
 export const biases: Partial<Record<Rule, Bias>> = {
+  "a-promise": { story: oneLink },
+  "vote-majority": { story: oneLink },
   "a-all": { story: slowCandidate },
   "a-durable": { story: slowCandidate },
   "a-refuse": { story: slowCandidate },

@@ -53,7 +53,7 @@ export function shapeOf(seed: number): Shape {
     goesBack: seed % 4 === 1,
     clockJumps: seed % 4 === 3,
     suspends: seed % 8 === 6,
-    faultsMs: five ? 4_000 : 4_500,
+    faultsMs: five ? 3_000 : 3_300,
     longMs: five ? 10_000 : 13_750,
   };
 }
