@@ -83,6 +83,8 @@ const schema = z.strictObject({
   backlogBytesPerSecond: whole(10_000, 10_000_000_000).default(16_000_000),
   logRetentionMs: whole(1_000, 365 * 86_400_000).default(86_400_000),
   logMaxBytes: whole(1_000_000, 1_000_000_000_000).default(8_000_000_000),
+  digestMs: whole(200, 86_400_000).default(60_000),
+  scrubMs: whole(100, 86_400_000).default(30_000),
   restateMs: whole(100, 86_400_000).default(180_000),
   databaseConnections: whole(4, 200).default(12),
   defaultTimeoutMs: whole(100, 600_000).default(10_000),

@@ -17,6 +17,10 @@ export interface ShardDigest {
   /** What is here, recomputed from the rows. */
   readonly digest: number;
   readonly restoring: number;
+  /** Where a digest of the log was last compared with this copy's. */
+  readonly comparedEpoch: number;
+  readonly comparedPosition: number;
+  readonly comparedEqual: boolean;
 }
 
 const tables: readonly TableShape[] = [shapes.clusters, shapes.jobs, shapes.workers, shapes.documents];
@@ -34,6 +38,7 @@ export async function digestShards(database: Database, shards: readonly number[]
     );
     const { rows } = await client.query<ShardDigest>(
       `SELECT h.shard, h.epoch, h.position, coalesce(clusters_sum.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring, h.digest AS expected,
+         h.compared_epoch AS "comparedEpoch", h.compared_position AS "comparedPosition", h.compared_equal AS "comparedEqual",
          ${tables.map((shape) => `coalesce(${shape.table}_sum.d, 0)`).join(" # ")} AS digest
        FROM shard_head h ${sums.join(" ")}
        LEFT JOIN (SELECT shard, count(*) AS n FROM restores GROUP BY shard) r USING (shard)
@@ -60,4 +65,14 @@ export async function digestRows(database: Database, shard: number): Promise<Map
     [shard],
   );
   return new Map(rows.map((row) => [row.id, row.digest]));
+}
+
+/** Clusters of a shard whose rows (or jobs' rows) are not as they were written; at most `limit`. */
+export async function damagedClusters(database: Database, shard: number, limit: number): Promise<string[]> {
+  const { rows } = await database.pool.query<{ id: string }>(
+    `SELECT t.id FROM clusters t WHERE t.shard = $1 AND t.digest <> ${digestOfRow(shapes.clusters, "t")}
+     UNION SELECT t.cluster_id FROM jobs t WHERE t.shard = $1 AND t.digest <> ${digestOfRow(shapes.jobs, "t")} LIMIT $2`,
+    [shard, limit],
+  );
+  return rows.map((row) => row.id);
 }

@@ -46,8 +46,9 @@ export async function applyFast(
       const step = fold(site, head, header, null);
       if (step.kind === "none") continue;
       if (step.kind !== "apply" || message.batch === null) return undefined;
-      // Loads take a COPY, and so a transaction.
-      if (message.batch.records.some((bytes) => isOfType(bytes, "cluster.load"))) return undefined;
+      // Loads take a COPY, and digests are compared on the way: both take a transaction.
+      if (message.batch.records.some((bytes) => isOfType(bytes, "cluster.load") || isOfType(bytes, "digest")))
+        return undefined;
       try {
         message.batch.records
           .slice(step.skip)

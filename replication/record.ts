@@ -79,6 +79,8 @@ export interface LogRecord {
   readonly worker?: Unplaced<WorkerRow>;
   readonly key?: Unplaced<KeyRow>;
   readonly audit?: unknown;
+  /** Of a shard's rows after all records before this one, of type `digest`. */
+  readonly digest?: number;
   readonly document?: Unplaced<DocumentRow>;
   readonly trace?: Trace;
   readonly load?: Load;
@@ -187,7 +189,7 @@ export function encodeRecord(record: LogRecord): Uint8Array {
     toList(record.job, jobFields),
     toList(record.worker, workerFields),
     toList(record.key, keyFields),
-    record.audit ?? null,
+    record.digest ?? record.audit ?? null,
     // Most records have none of these, and are shorter by it.
     ...[toList(document, documentFields), traceList(trace), loadList(load)].slice(0, last),
   ]);
@@ -218,7 +220,7 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
     ...(job === undefined ? {} : { job }),
     ...(worker === undefined ? {} : { worker }),
     ...(key === undefined ? {} : { key }),
-    ...(list[6] === null ? {} : { audit: list[6] }),
+    ...(list[6] === null ? {} : type === "digest" ? { digest: Number(list[6]) } : { audit: list[6] }),
     ...(document === undefined ? {} : { document }),
     ...(trace === undefined ? {} : { trace }),
     ...(load === undefined ? {} : { load }),

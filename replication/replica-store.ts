@@ -42,6 +42,15 @@ export interface Stretch {
   readonly messages: readonly Incoming[];
 }
 
+/** A copy that does not equal the digest that the log gives. */
+export interface Differing {
+  readonly shard: ShardId;
+  readonly epoch: Epoch;
+  readonly position: Position;
+  readonly logged: number;
+  readonly found: number;
+}
+
 /** What one transaction of the applier brought. */
 export interface Applied {
   readonly heads: readonly FullHead[];
@@ -49,6 +58,7 @@ export interface Applied {
   readonly stopped: readonly FullHead[];
   /** Types of the records that were applied, for events. */
   readonly jobs: readonly { readonly id: string; readonly status: string; readonly shard: ShardId }[];
+  readonly differs?: readonly Differing[];
   /** Per shard the commit time (owner's clock, ms since 1970) of the last record applied. */
   readonly committedAt: ReadonlyMap<ShardId, number>;
   /** Which requests the records came from, as far as they are named. */
@@ -137,6 +147,7 @@ export class PostgresReplicaStore implements ReplicaStore {
     const adoptions: Adoption[] = [];
     const stopped: FullHead[] = [];
     const committedAt = new Map<ShardId, number>();
+    const differs: Differing[] = [];
     let rows = new RowSet();
     for (const message of messages) {
       const head = heads.get(message.shard);
@@ -173,9 +184,17 @@ export class PostgresReplicaStore implements ReplicaStore {
           if (message.batch === null) throw new NeedsRecords(head.partition, message.sequence);
           try {
             const records = message.batch.records.slice(step.skip).map((bytes) => decodeRecord(bytes));
-            records.forEach((record, index) =>
-              rows.add(record, head.shard, step.head.epoch, toPosition(head.position + 1 + index)),
-            );
+            for (const [index, record] of records.entries()) {
+              const position = toPosition(head.position + 1 + index);
+              if (record.type === "digest" && record.digest !== undefined) {
+                await rows.write(client);
+                rows = new RowSet();
+                const found = await digestHere(client, head.shard, record.digest, step.head.epoch, position);
+                if (found !== null && found !== record.digest)
+                  differs.push({ shard: head.shard, epoch: step.head.epoch, position, logged: record.digest, found });
+              }
+              rows.add(record, head.shard, step.head.epoch, position);
+            }
           } catch (error) {
             if (!(error instanceof UnreadableRecord)) throw error;
             stop(error.message);
@@ -251,9 +270,26 @@ export class PostgresReplicaStore implements ReplicaStore {
       stopped,
       committedAt,
       requests: rows.requests,
+      differs,
       jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
     };
   }
+}
+
+/** The shard's digest in this transaction, compared with the logged one; null while its rows are being restored. */
+async function digestHere(
+  client: Client,
+  shard: ShardId,
+  logged: number,
+  epoch: Epoch,
+  position: Position,
+): Promise<number | null> {
+  const { rows } = await client.query<{ digest: number }>(
+    `UPDATE shard_head h SET compared_epoch = $3, compared_position = $4, compared_equal = digest = $2
+     WHERE shard = $1 AND NOT EXISTS (SELECT 1 FROM restores r WHERE r.shard = h.shard) RETURNING digest`,
+    [shard, logged, epoch, position],
+  );
+  return rows[0]?.digest ?? null;
 }
 
 async function insertHistory(

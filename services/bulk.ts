@@ -19,7 +19,7 @@ const idleMs = 50;
 /** Rows read in one turn of the event loop, about 3 ms. */
 const rowsATurn = 256;
 /** How long one group may wait for its owner. */
-const groupMs = 30_000;
+const groupMs = 60_000;
 const pauseMs = 200;
 
 export interface BulkOptions {

@@ -9,6 +9,7 @@ import { systemRandom, type Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
 import { Backlog } from "../replication/backlog.js";
 import { readProgress } from "../replication/carried.js";
+import { DigestKeeper } from "../replication/digest-keeper.js";
 import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
 import { Payloads } from "../replication/payloads.js";
@@ -119,8 +120,9 @@ export async function createDatacenter(
   const events: EngineEvents = {
     owned: (shard, at, tenure) => dispatcher.onOwned(shard, at, tenure),
     lost: (shard) => dispatcher.onLost(shard),
-    applied: ({ committedAt }, messages) => {
+    applied: ({ committedAt, differs = [] }, messages) => {
       retention.observe(messages);
+      for (const differing of differs) damaged(differing.shard, [], differing);
       for (const [shard, at] of committedAt) {
         const owner = engine.map.get(shard)?.owner;
         if (owner == null) continue;
@@ -188,6 +190,29 @@ export async function createDatacenter(
   );
   for (const database of [control, data, writes]) database.onIncarnation(engine.onIncarnation);
   const { map, leases, publisher, writer, replicator, inside } = engine;
+  const damaged = (shard: number, clusters: readonly string[], where: object): void => {
+    metrics.digestMismatches.inc();
+    log.error("a copy is not what it should be: see `hothot verify`, then `hothot repair`", {
+      component: "digest",
+      shard,
+      clusters,
+      ...where,
+    });
+  };
+  const digests = new DigestKeeper({
+    site,
+    database: data,
+    map,
+    gate: engine.gate,
+    events: engine.written,
+    place: (shard) => engine.progress.place(shard),
+    time,
+    log,
+    everyMs: config.digestMs,
+    scrubMs: config.scrubMs,
+    active: () => replicator.holding,
+    onDamage: (shard, clusters) => damaged(shard, clusters, { found: "by the scrub" }),
+  });
   const { retention, outboxTrim } = createRetention({
     config,
     partitions,
@@ -304,7 +329,7 @@ export async function createDatacenter(
     operations,
     backlog,
     ...engine.services({ coordinator: has("coordinator"), replicator: has("replicator") }),
-    ...(has("replicator") ? [retention, outboxTrim, ...snapshots, callServer] : []),
+    ...(has("replicator") ? [digests, retention, outboxTrim, ...snapshots, callServer] : []),
     router,
     ...(has("api") ? [dispatcher] : []),
   ];
@@ -334,6 +359,7 @@ export async function createDatacenter(
     coordinator,
     router,
     queries,
+    digests,
     catalog,
     dispatcher,
     jobEvents,

@@ -18,6 +18,7 @@ import { createHttpServer } from "./http/index.js";
 import { FinishForwarder } from "./jobs/finish-forwarder.js";
 import { FinishStore } from "./jobs/finish-store.js";
 import { BuiltInWorker } from "./jobs/builtin-worker.js";
+import { Repairer } from "./repair.js";
 import { Verifier } from "./verify.js";
 import { serveWitness } from "./witness.js";
 
@@ -40,6 +41,18 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     datacenters: () => datacentersOf(parts.siteSets.set),
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
     onMismatch: () => parts.metrics.digestMismatches.inc(),
+    tell: (shards) => parts.digests.tell(shards),
+  });
+  const repairer = new Repairer({
+    group: config.group,
+    site: config.site,
+    shards: parts.shards,
+    database: parts.data,
+    messenger: parts.links.main,
+    time,
+    log,
+    owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
+    digests: (shard) => verifier.digests(shard),
   });
   const guard = createAccess(parts);
   parts.moves.onEnd = guard.ended;
@@ -89,6 +102,11 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     log,
     admit: (request, need) => guard.access.admit(request, need),
     extensions: guard.extend({
+      repair: async (_context, what) => ({
+        status: 200,
+        body: await repairer.repair(what),
+        servedBy: parts.servedBy,
+      }),
       bulk: (context, rows, signal) => bulk.run(context, rows, signal),
       startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
       getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
@@ -127,7 +145,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     ...parts.services,
     ...guard.services,
     ...(config.roles.includes("coordinator") ? [membership] : []),
-    ...(config.roles.includes("replicator") ? [verifier, forwarder, keyExpiry, streamKeeper] : []),
+    ...(config.roles.includes("replicator") ? [repairer, verifier, forwarder, keyExpiry, streamKeeper] : []),
     ...createCoopr(parts, (context, command) => face.execute(context, command), finishes),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),

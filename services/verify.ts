@@ -6,15 +6,21 @@ import type { Messenger } from "../infra/nats/messaging.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import { digestRows, digestShards, type ShardDigest } from "../replication/digest.js";
-import type { SiteName } from "../shards/ids.js";
+import type { ShardId, SiteName } from "../shards/ids.js";
 import type { VerifyLine } from "./api.js";
 
 const subject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.digest`;
-type Question = { readonly shards: readonly number[] | null } | { readonly rows: number };
+type Question =
+  | { readonly shards: readonly number[] | null }
+  | { readonly rows: number }
+  /** Put the digests of your shards into the log. */
+  | { readonly tell: readonly number[] };
 
 const askMs = 9_000;
 /** How long copies may take to stand at the same position. */
 const alignMs = 10_000;
+/** Shards that are written all the time never do: they are compared where the log has their digest. */
+const tellMs = 1_500;
 const pauseMs = 100;
 const idsNamed = 100;
 
@@ -35,6 +41,7 @@ export class Verifier implements Service {
       readonly datacenters: () => readonly SiteName[];
       readonly owner: (shard: number) => SiteName | null;
       readonly onMismatch: () => void;
+      readonly tell: (shards: readonly ShardId[]) => Promise<ReadonlyMap<number, number>>;
     },
   ) {}
 
@@ -59,19 +66,47 @@ export class Verifier implements Service {
   async *run(signal: AbortSignal): AsyncIterable<VerifyLine> {
     let open = Array.from({ length: this.o.shards }, (_, shard) => shard);
     const done = new Map<number, VerifyLine[]>();
-    const deadline = this.o.time.monotonic() + alignMs;
+    const began = this.o.time.monotonic();
+    const deadline = began + alignMs;
+    /** Where the log has a digest that is to be compared, by shard. */
+    let told: ReadonlyMap<number, number> | undefined;
     let next = 0;
     while (open.length > 0 && !signal.aborted) {
       const last = this.o.time.monotonic() >= deadline;
       const copies = await this.#collect(open);
       for (const shard of open) {
-        const lines = await this.#compare(shard, copies, last);
+        const lines = await this.#compare(shard, copies, last, told?.get(shard));
         if (lines !== null) done.set(shard, lines);
       }
       for (; done.has(next); next++) yield* done.get(next) ?? [];
       open = open.filter((shard) => !done.has(shard));
+      if (told === undefined && open.length > 0 && this.o.time.monotonic() - began > tellMs)
+        told = await this.#tell(open);
       if (open.length > 0) await this.o.time.sleep(pauseMs, signal);
     }
+  }
+
+  /** Every datacenter's digest of a shard; of those that answer. */
+  async digests(shard: number): Promise<Map<SiteName, ShardDigest>> {
+    const found = await this.#collect([shard]);
+    return new Map([...found].flatMap(([dc, digests]) => [...digests.values()].map((digest) => [dc, digest] as const)));
+  }
+
+  async #tell(shards: readonly number[]): Promise<Map<number, number>> {
+    const told = new Map<number, number>();
+    await Promise.all(
+      this.o.datacenters().map(async (dc) => {
+        const own = shards.filter((shard) => this.o.owner(shard) === dc);
+        if (own.length === 0) return;
+        try {
+          for (const [shard, position] of await this.#ask<[number, number][]>(dc, { tell: own }))
+            told.set(shard, position);
+        } catch (error) {
+          this.o.log.warn("a datacenter puts no digests into the log", { dc, error: asError(error) });
+        }
+      }),
+    );
+    return told;
   }
 
   async #collect(shards: readonly number[]): Promise<Map<SiteName, Map<number, ShardDigest>>> {
@@ -94,6 +129,7 @@ export class Verifier implements Service {
     shard: number,
     copies: ReadonlyMap<SiteName, ReadonlyMap<number, ShardDigest>>,
     last: boolean,
+    told: number | undefined,
   ): Promise<VerifyLine[] | null> {
     const all = this.o.datacenters().map((dc) => ({ dc, digest: copies.get(dc)?.get(shard) }));
     const owner = this.o.owner(shard);
@@ -106,20 +142,21 @@ export class Verifier implements Service {
         digest.epoch === truth?.epoch &&
         digest.position === truth.position,
     );
-    if (!aligned && !last) return null;
+    const compared =
+      told !== undefined &&
+      told > 0 &&
+      all.every(({ digest }) => digest !== undefined && digest.restoring === 0 && isComparedAt(digest, truth, told));
+    if (!aligned && !compared && !last) return null;
     const lines: VerifyLine[] = [];
     for (const { dc, digest } of all) {
-      const equal =
-        digest !== undefined &&
-        truth !== undefined &&
-        digest.epoch === truth.epoch &&
-        digest.position === truth.position &&
-        digest.restoring === 0 &&
-        digest.digest === truth.digest;
+      const sound = digest?.restoring === 0 && digest.digest === digest.expected;
+      const agrees = aligned ? digest?.expected === truth?.expected : compared && digest?.comparedEqual === true;
+      const equal = sound && agrees;
       let clusters: readonly string[] = [];
-      if (!equal && aligned && owner !== null && dc !== owner) {
+      if (!equal && digest !== undefined && (aligned || compared)) {
         this.o.onMismatch();
-        clusters = await this.#differing(shard, owner, dc).catch(() => []);
+        const other = all.find((copy) => copy.dc !== dc && copy.digest?.digest === copy.digest?.expected)?.dc;
+        if (other !== undefined) clusters = await this.#differing(shard, other, dc).catch(() => []);
       }
       lines.push({ shard, dc, epoch: digest?.epoch ?? 0, position: digest?.position ?? 0, equal, clusters });
     }
@@ -141,7 +178,11 @@ export class Verifier implements Service {
   }
 
   async #answer(question: Question): Promise<unknown> {
+    if ("tell" in question) return [...(await this.o.tell(question.tell as ShardId[]))];
     if ("rows" in question) return [...(await digestRows(this.o.database, question.rows))];
     return digestShards(this.o.database, question.shards);
   }
 }
+
+const isComparedAt = (digest: ShardDigest, truth: ShardDigest | undefined, position: number): boolean =>
+  digest.comparedEpoch === truth?.epoch && digest.comparedPosition >= position;

@@ -83,6 +83,10 @@ export interface ShardHeadTable {
   epochEnds: Json<readonly { epoch: number; owner: string; last: number }[]>;
   /** Why no record is applied any more; null: all is well. */
   stopped: string | null;
+  /** Where a digest of the log was last compared with this copy's, and whether they were equal. */
+  comparedEpoch: Generated<number>;
+  comparedPosition: Generated<number>;
+  comparedEqual: Generated<boolean>;
   /** Exclusive-or of the digests of the shard's rows, kept with each change of them: what should be here. */
   digest: Generated<number>;
   /** Grows with each change of owner, epoch, state or confirmation: a node's view only moves forward. */
@@ -361,6 +365,9 @@ CREATE TABLE shard_head (
   epoch_ends jsonb NOT NULL DEFAULT '[]',
   stopped text,
   digest bigint NOT NULL DEFAULT 0,
+  compared_epoch bigint NOT NULL DEFAULT 0,
+  compared_position bigint NOT NULL DEFAULT 0,
+  compared_equal boolean NOT NULL DEFAULT true,
   revision bigint NOT NULL DEFAULT 0,
   CONSTRAINT owned_is_not_fenced CHECK (state <> 'owned' OR (epoch > fenced_through AND closing = 0)),
   CHECK (published <= position)

@@ -10,6 +10,8 @@ export interface Answer {
 
 export interface RequestOptions {
   readonly body?: unknown;
+  /** Sent as it is, instead of a body. */
+  readonly text?: string;
   readonly headers?: Readonly<Record<string, string>>;
   readonly timeoutMs?: number;
 }
@@ -63,6 +65,27 @@ export class Client {
     if (rest.trim() !== "") yield JSON.parse(rest) as T;
   }
 
+  /** A bulk request: newline-delimited clusters, and a result for each. */
+  async bulk<T>(text: string, key: string, timeoutMs: number): Promise<T[]> {
+    const { response } = await this.open("POST", "/v1/clusters/bulk", {
+      text,
+      timeoutMs,
+      headers: { "content-type": "application/x-ndjson", "idempotency-key": key },
+    });
+    let answer: string;
+    try {
+      answer = await response.text();
+    } catch (error) {
+      // Cut off on the way: with the same key it can be sent again.
+      throw new Failure("outcome_unknown", "The answer was cut off.", { cause: error });
+    }
+    if (!response.ok) throw failureOf(response.status, parse(answer), answer);
+    return answer
+      .split("\n")
+      .filter((line) => line.trim() !== "")
+      .map((line) => JSON.parse(line) as T);
+  }
+
   /** All items of a list, page by page; at most `limit` of them. */
   async list<T>(path: string, query: Readonly<Record<string, string | undefined>>, limit = Infinity): Promise<T[]> {
     const items: T[] = [];
@@ -81,7 +104,7 @@ export class Client {
     path: string,
     options: RequestOptions,
   ): Promise<{ response: Response; url: string }> {
-    const { body, headers = {}, timeoutMs = 30_000 } = options;
+    const { body, text, headers = {}, timeoutMs = 30_000 } = options;
     let last: unknown;
     for (const url of this.#urls) {
       try {
@@ -92,7 +115,7 @@ export class Client {
             ...(this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` }),
             ...headers,
           },
-          ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+          ...(text !== undefined ? { body: text } : body === undefined ? {} : { body: JSON.stringify(body) }),
           signal: AbortSignal.timeout(timeoutMs),
         });
         return { response, url };

@@ -1,23 +1,46 @@
-import { createReadStream, createWriteStream, existsSync } from "node:fs";
-import { createInterface } from "node:readline";
+import { randomUUID } from "node:crypto";
+import {
+  createReadStream,
+  createWriteStream,
+  existsSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import type { Writable } from "node:stream";
 import type { Command } from "commander";
-import PQueue from "p-queue";
 import { Failure, UsageError } from "./failure.js";
-import type { Row } from "./output.js";
-import { wholeNumber } from "./parse.js";
+import { endProgress, type Row } from "./output.js";
 import { common, verb, type Session } from "./session.js";
 
 /** What a cluster is made of, without what the service adds. */
 const fields = ["name", "spec", "state", "labels", "expiresAt"];
 
-/** Requests under way, and lines read ahead. */
-const concurrency = 16;
-const ahead = 64;
+/** Of one request; what may have to be sent again is held in memory. */
+const sliceLines = 16_384;
+const sliceBytes = 8_000_000;
+const sliceMs = 120_000;
+const tries = 8;
+/** These pass: the same lines are sent again. */
+const passing = new Set([
+  "no_lease",
+  "no_majority",
+  "owner_unreachable",
+  "shard_moving",
+  "unpublished_limit",
+  "overloaded",
+  "draining",
+  "deadline_exceeded",
+  "outcome_unknown",
+  "rate_limited",
+]);
 
 interface ImportOptions {
   readonly rejects?: string;
-  readonly concurrency?: number;
+  readonly key?: string;
+  readonly restart?: boolean;
 }
 
 interface Result {
@@ -34,14 +57,18 @@ export function addTransfer(clusters: Command): void {
     .description("create or replace those of a file (or standard input), one JSON object a line");
   load
     .option("--rejects <file>", "write the lines that were refused here")
-    .option("--concurrency <n>", "requests under way", wholeNumber(1, 1000));
+    .option(
+      "--key <key>",
+      "a repeated import with the same key and input takes effect once (default: kept beside the file until it is through)",
+    )
+    .option("--restart", "begin anew where an interrupted import of the file would go on");
   common(load, true).action(verb<ImportOptions>((session, options, [file]) => importClusters(session, options, file)));
   common(clusters.command("export").description("all clusters, one JSON object a line, as import takes them")).action(
     verb(async (session) => {
       const items: Row[] = [];
       let cursor: string | undefined;
       do {
-        const query = new URLSearchParams({ limit: "100", ...(cursor === undefined ? {} : { cursor }) });
+        const query = new URLSearchParams({ limit: "1000", ...(cursor === undefined ? {} : { cursor }) });
         const page = await session.client.get<{ items: Row[]; nextCursor: string | null }>(
           `/v1/clusters?${query.toString()}`,
         );
@@ -57,56 +84,160 @@ export function addTransfer(clusters: Command): void {
 }
 
 async function importClusters(session: Session, options: ImportOptions, file: string | undefined): Promise<number> {
-  if (file !== undefined && !existsSync(file)) throw new UsageError(`${file}: there is no such file`);
-  const queue = new PQueue({ concurrency: options.concurrency ?? concurrency });
-  const rejects = options.rejects === undefined ? undefined : createWriteStream(options.rejects);
+  const path = file === undefined || file === "-" ? undefined : file;
+  if (path !== undefined && !existsSync(path)) throw new UsageError(`${path}: there is no such file`);
+  const journal = path === undefined || session.dryRun ? undefined : ImportJournal.open(path, options.restart === true);
+  const key = options.key ?? journal?.key ?? randomUUID();
+  const started = journal?.done ?? { line: 0, byte: 0 };
+  if (started.line > 0) session.say(`goes on behind line ${started.line}\n`);
+  const rejects =
+    options.rejects === undefined
+      ? undefined
+      : createWriteStream(options.rejects, { flags: started.line > 0 ? "a" : "w" });
+  const total = path === undefined ? undefined : statSync(path).size;
   const refused: Result[] = [];
+  const began = performance.now();
   let done = 0;
   let rejected = 0;
-  let number = 0;
-  const input = createInterface({ input: file === undefined || file === "-" ? process.stdin : createReadStream(file) });
-  for await (const text of input) {
-    const line = ++number;
-    if (text.trim() === "") continue;
-    await queue.onSizeLessThan(ahead);
-    void queue.add(async () => {
-      const result = await importLine(session, line, text);
+  for await (const slice of slicesOf(
+    path === undefined ? process.stdin : createReadStream(path, { start: started.byte }),
+    started,
+  )) {
+    const results = session.dryRun
+      ? slice.lines.map((_, index): Result => ({ line: index + 1 }))
+      : await sendSlice(session, slice, key);
+    for (const result of results) {
       if (result.code === undefined) {
-        if (++done % 1000 === 0) session.say(`${done} done`);
-        return;
+        done++;
+        continue;
       }
-      // Each is also in the rejects' file; here the first thousand tell enough.
-      if (refused.push(result) > 1000) refused.length = 1000;
+      const line = slice.first + result.line;
       rejected++;
-      rejects?.write(`${text}\n`);
+      if (refused.length < 1000) refused.push({ ...result, line });
+      rejects?.write(
+        `${JSON.stringify({ line, code: result.code, detail: result.detail ?? "", input: slice.lines[result.line - 1] ?? "" })}\n`,
+      );
       process.stderr.write(`line ${line}: ${result.code}: ${result.detail ?? ""}\n`);
-    });
+    }
+    journal?.reached({ line: slice.first + slice.lines.length, byte: slice.endByte });
+    session.say(progressText(done, performance.now() - began, slice.endByte - started.byte, total, started.byte));
   }
-  await queue.onIdle();
+  endProgress();
   if (rejects !== undefined) await new Promise<void>((resolve) => rejects.end(resolve));
+  journal?.end();
   session.show({ done, rejected, rejects: refused }, `${done} done, ${rejected} refused`);
   return rejected === 0 ? 0 : 1;
 }
 
-async function importLine(session: Session, line: number, text: string): Promise<Result> {
-  let value: Row;
-  try {
-    value = JSON.parse(text) as Row;
-    if (typeof value !== "object" || value === null || Array.isArray(value)) throw new TypeError("not an object");
-  } catch (error) {
-    return { line, code: "invalid_request", detail: (error as Error).message };
+interface Slice {
+  /** Lines before its own. */
+  readonly first: number;
+  readonly lines: readonly string[];
+  /** Where in the file it ends. */
+  readonly endByte: number;
+}
+
+/** The input in pieces that are cut by lines and bytes alone, so that a repeated import sends the same requests. */
+async function* slicesOf(
+  input: AsyncIterable<Buffer | string>,
+  from: { readonly line: number; readonly byte: number },
+): AsyncGenerator<Slice> {
+  let first = from.line;
+  let byte = from.byte;
+  let lines: string[] = [];
+  let bytes = 0;
+  let rest = Buffer.alloc(0);
+  const cut = (): Slice => {
+    const slice = { first, lines, endByte: byte };
+    first += lines.length;
+    lines = [];
+    bytes = 0;
+    return slice;
+  };
+  for await (const chunk of input) {
+    rest = Buffer.concat([rest, typeof chunk === "string" ? Buffer.from(chunk) : chunk]);
+    let at = 0;
+    for (let end = rest.indexOf(10); end >= 0; end = rest.indexOf(10, at)) {
+      lines.push(rest.toString("utf8", at, end));
+      bytes += end - at;
+      byte += end + 1 - at;
+      at = end + 1;
+      if (lines.length >= sliceLines || bytes >= sliceBytes) yield cut();
+    }
+    rest = rest.subarray(at);
   }
-  const { id, ...body } = value;
-  if (id !== undefined && typeof id !== "string")
-    return { line, code: "invalid_request", detail: "`id` must be a string" };
-  if (session.dryRun) return { line };
-  try {
-    if (id === undefined) await session.client.request("POST", "/v1/clusters", { body });
-    else await session.client.request("PUT", `/v1/clusters/${encodeURIComponent(id)}`, { body });
-    return { line };
-  } catch (error) {
-    if (error instanceof Failure) return { line, code: error.code, detail: error.message };
-    throw error;
+  if (rest.length > 0) {
+    lines.push(rest.toString("utf8"));
+    byte += rest.length;
+  }
+  if (lines.length > 0) yield cut();
+}
+
+/** One bulk request; sent again with the same key while the service can't take all of it, so that each line takes effect once. */
+async function sendSlice(session: Session, slice: Slice, key: string): Promise<Result[]> {
+  for (let n = 1; ; n++) {
+    try {
+      const results = await session.client.bulk<Result>(
+        `${slice.lines.join("\n")}\n`,
+        `${key}-${slice.first}`,
+        sliceMs,
+      );
+      if (n >= tries || !results.some(({ code }) => code !== undefined && passing.has(code))) return results;
+    } catch (error) {
+      const again = error instanceof Failure && (passing.has(error.code) || error.code === "unreachable");
+      if (n >= tries || !again) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 500 * n));
+  }
+}
+
+function progressText(done: number, ms: number, bytes: number, total: number | undefined, from: number): string {
+  const rate = `${done} done, ${Math.round((done * 1000) / Math.max(1, ms))}/s`;
+  if (total === undefined || bytes <= 0) return rate;
+  const share = Math.min(1, (from + bytes) / total);
+  const left = Math.round(((total - from - bytes) / bytes) * (ms / 1000));
+  const bar = "#".repeat(Math.round(share * 20)).padEnd(20, ".");
+  return `[${bar}] ${Math.round(share * 100)} %, ${rate}, ${left} s left`;
+}
+
+/** How far the import of a file is, beside the file: one that was interrupted goes on there when it is repeated. */
+class ImportJournal {
+  private constructor(
+    private readonly path: string,
+    readonly key: string,
+    private readonly of: string,
+    readonly done: { readonly line: number; readonly byte: number },
+  ) {}
+
+  static open(file: string, anew: boolean): ImportJournal {
+    const path = `${file}.import`;
+    const { size, mtimeMs } = statSync(file);
+    const of = `${size} ${mtimeMs}`;
+    if (!anew && existsSync(path)) {
+      try {
+        const found = JSON.parse(readFileSync(path, "utf8")) as { key: string; of: string; line: number; byte: number };
+        if (found.of === of) return new ImportJournal(path, found.key, of, found);
+      } catch {
+        // What can't be read is begun anew.
+      }
+    }
+    const journal = new ImportJournal(path, randomUUID(), of, { line: 0, byte: 0 });
+    journal.reached(journal.done);
+    return journal;
+  }
+
+  /** In a folder that can't be written, an import can't be taken up again; it is carried out all the same. */
+  reached(done: { readonly line: number; readonly byte: number }): void {
+    try {
+      writeFileSync(`${this.path}.new`, JSON.stringify({ key: this.key, of: this.of, ...done }));
+      renameSync(`${this.path}.new`, this.path);
+    } catch (error) {
+      if (done.line === 0) process.stderr.write(`hothot: ${this.path} can't be written: ${(error as Error).message}\n`);
+    }
+  }
+
+  end(): void {
+    rmSync(this.path, { force: true });
   }
 }
 

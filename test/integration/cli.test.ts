@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
 import { after, before, describe, it } from "node:test";
@@ -170,10 +170,21 @@ describe("the command line", () => {
   });
 
   it("imports lines, and sets aside those that are refused", async () => {
-    answer = (request, response) =>
-      request.url?.endsWith("/bad") === true
-        ? reply(response, 400, { code: "invalid_request", detail: "no" })
-        : reply(response, 201, {});
+    answer = (request, response) => {
+      assert.equal(request.url, "/v1/clusters/bulk");
+      assert.equal(request.headers["content-type"], "application/x-ndjson");
+      response.setHeader("content-type", "application/x-ndjson");
+      response.end(
+        [
+          { line: 1, id: "good", status: 201, version: 1 },
+          { line: 3, id: "bad", status: 400, code: "invalid_request", detail: "no" },
+          { line: 4, status: 400, code: "invalid_request", detail: "is not JSON" },
+          { line: 5, id: "made", status: 201, version: 1 },
+        ]
+          .map((line) => `${JSON.stringify(line)}\n`)
+          .join(""),
+      );
+    };
     const file = path.join(dir, "in.ndjson");
     const rejects = path.join(dir, "rejects.ndjson");
     writeFileSync(file, '{"id":"good","name":"a"}\n\n{"id":"bad","name":"b"}\nnonsense\n{"name":"no id"}\n');
@@ -182,6 +193,18 @@ describe("the command line", () => {
     const result = JSON.parse(stdout) as { done: number; rejected: number; rejects: { line: number }[] };
     assert.equal(result.done, 2);
     assert.deepEqual(result.rejects.map(({ line }) => line).sort(), [3, 4]);
+    const written = readFileSync(rejects, "utf8")
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line) as { line: number; code: string; input: string });
+    assert.deepEqual(
+      written.map(({ line, code, input }) => [line, code, input]),
+      [
+        [3, "invalid_request", '{"id":"bad","name":"b"}'],
+        [4, "invalid_request", "nonsense"],
+      ],
+    );
+    assert.equal(existsSync(`${file}.import`), false);
   });
 
   it("waits for the end of a long operation, and fails when it failed", async () => {

@@ -1,0 +1,221 @@
+import assert from "node:assert/strict";
+import { after as afterAll, before, describe, it } from "node:test";
+import { startStack, type TestStack } from "../harness/stack.js";
+import { databaseOf } from "./database.js";
+import { readLog } from "./log-reader.js";
+import { allEqual, at, body, idsOf, send, shardMap, type Json, type ShardView, type VerifyLine } from "./support.js";
+
+interface Line {
+  readonly line: number;
+  readonly id?: string;
+  readonly status: number;
+  readonly version?: number;
+  readonly code?: string;
+}
+
+const note = 'tab\t, back\\slash, "quotes", new\nline, \u00e9, {"x":1}';
+
+describe("loads, digests, repair", { timeout: 240_000 }, () => {
+  let stack: TestStack;
+  let map: ShardView[];
+  before(async () => {
+    stack = await startStack({ worker: false, env: { HOTHOT_SCRUB_MS: "500", HOTHOT_DIGEST_MS: "1000" } });
+    map = await shardMap(stack, "east");
+  });
+  afterAll(() => stack?.stop());
+
+  const load = async (dc: string, rows: readonly unknown[], headers: Record<string, string> = {}): Promise<Line[]> => {
+    const text = rows.map((row) => (typeof row === "string" ? row : JSON.stringify(row))).join("\n");
+    const answer = await send(stack, dc, "POST", "/v1/clusters/bulk", text, {
+      "content-type": "application/x-ndjson",
+      ...headers,
+    });
+    assert.equal(answer.status, 200, answer.text);
+    return answer.text
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line) as Line);
+  };
+  const read = async (dc: string, id: string): Promise<Json> =>
+    body(await send(stack, dc, "GET", `/v1/clusters/${id}`), 200);
+  const query = async <T extends object>(dc: string, sql: string, values: unknown[] = []): Promise<T[]> => {
+    const database = databaseOf(stack, dc);
+    try {
+      return (await database.pool.query<T>(sql, values)).rows;
+    } finally {
+      await database.close();
+    }
+  };
+  const verify = async (): Promise<VerifyLine[]> =>
+    (await send(stack, "east", "GET", "/v1/verify")).text
+      .trimEnd()
+      .split("\n")
+      .map((line) => JSON.parse(line) as VerifyLine);
+
+  it("answers a line per line, in order, and says of each what became of it", async () => {
+    const [known = ""] = idsOf(map, "west", "bulk-known", 1);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${known}`, { name: "old", spec: {} }), 201);
+    const lines = await load("east", [
+      { id: "bulk-a", name: "a", spec: { note }, labels: { "tab\t": "b\\" } },
+      "",
+      { id: known, name: "new", spec: {} },
+      "nonsense",
+      { id: "bulk-a", name: "twice", spec: { note } },
+      { id: "bulk bad", name: "x", spec: {} },
+      { name: "without an id", spec: {}, expiresAt: "2040-01-01T00:00:00Z" },
+    ]);
+    assert.deepEqual(
+      lines.map(({ line, status, version, code }) => [line, status, version ?? code]),
+      [
+        [1, 201, 1],
+        [3, 200, 2],
+        [4, 400, "invalid_request"],
+        [5, 200, 2],
+        [6, 400, "invalid_request"],
+        [7, 201, 1],
+      ],
+    );
+    await allEqual(stack, "east");
+    for (const dc of stack.dcs) {
+      const found = await read(dc, "bulk-a");
+      assert.equal(found["name"], "twice");
+      assert.deepEqual(found["spec"], { note });
+      assert.equal((await read(dc, known))["version"], 2);
+      assert.equal((await read(dc, at(lines, -1).id ?? ""))["expiresAt"], "2040-01-01T00:00:00.000Z");
+    }
+  });
+
+  it("sends large loads through the object store once, and each datacenter holds the same rows", async () => {
+    const count = 5_000;
+    const row = (number: number): unknown => ({
+      id: `load-${number}`,
+      name: `n${number}`,
+      spec: { note, text: `${number}-`.repeat(150) },
+    });
+    const lines = await load(
+      "central",
+      Array.from({ length: count }, (_, number) => row(number)),
+    );
+    assert.equal(lines.length, count);
+    assert.deepEqual(
+      lines.filter(({ status, version }) => status !== 201 || version !== 1),
+      [],
+    );
+    await allEqual(stack, "west");
+    for (const dc of stack.dcs) {
+      const [found] = await query<{ n: number }>(dc, "SELECT count(*)::int AS n FROM clusters WHERE id LIKE 'load-%'");
+      assert.equal(found?.n, count, dc);
+      assert.deepEqual((await read(dc, "load-4999"))["spec"], { note, text: "4999-".repeat(150) });
+    }
+    const { entries } = await readLog(stack, "east");
+    const loads = entries.flatMap(({ record }) => (record.load === undefined ? [] : [record.load]));
+    const large = loads.filter((each) => !(each.payload instanceof Uint8Array));
+    assert.ok(large.length > 0, "no load went through the object store");
+    assert.ok(large.reduce((sum, each) => sum + each.rows, 0) > count * 0.9);
+    // A second load of the same ids is compared row by row.
+    const again = await load("east", [row(1), row(2), row(count)]);
+    assert.deepEqual(
+      again.map(({ status, version }) => [status, version]),
+      [
+        [200, 2],
+        [200, 2],
+        [201, 1],
+      ],
+    );
+    await allEqual(stack, "east");
+  });
+
+  it("takes effect once, whoever is asked again with the same key", async () => {
+    const rows = [
+      { id: "keyed-1", name: "k", spec: {} },
+      { name: "no id", spec: {} },
+    ];
+    const key = { "idempotency-key": "import-1" };
+    const first = await load("east", rows, key);
+    assert.deepEqual(await load("west", rows, key), first);
+    assert.equal((await read("east", "keyed-1"))["version"], 1);
+    const other = await load("east", [{ id: "keyed-1", name: "other", spec: {} }, rows[1]], key);
+    assert.equal(other[0]?.code, "idempotency_key_reused");
+  });
+
+  const damage = async (
+    what: string,
+    dc: string,
+    id: string,
+    sql: string,
+    values: unknown[],
+    named: boolean,
+  ): Promise<void> => {
+    await allEqual(stack, "east");
+    const shard = (await read("east", id))["shard"] as number;
+    const before = stack.logs(dc).split("a copy is not what it should be").length;
+    await query(dc, sql, values);
+    await stack.until(
+      () => stack.logs(dc).split("a copy is not what it should be").length > before,
+      45_000,
+      `the scrub finds ${what}`,
+    );
+    const { text } = await send(stack, dc, "GET", "/metrics");
+    assert.match(text, /^hothot_digest_mismatches_total [1-9]/m);
+    const bad = (await verify()).filter((line) => !line.equal);
+    assert.deepEqual(
+      bad.map((line) => [line.shard, line.dc]),
+      [[shard, dc]],
+      what,
+    );
+    if (named) assert.deepEqual(bad[0]?.clusters, [id]);
+    const repaired = body<{ copied: number }>(await send(stack, "central", "POST", "/v1/repair", { shard }), 200);
+    assert.equal(repaired.copied, 1, what);
+    await allEqual(stack, "east");
+  };
+
+  it("finds a row that was changed by hand in a replica, names it, and repairs it", async () => {
+    const [id = ""] = idsOf(map, "west", "damaged", 1);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "right", spec: {} }), 201);
+    await damage("a changed row", "east", id, "UPDATE clusters SET name = 'wrong' WHERE id = $1", [id], true);
+    assert.equal((await read("east", id))["name"], "right");
+  });
+
+  it("and in an owner, from a replica", async () => {
+    const [id = ""] = idsOf(map, "west", "owned-damage", 1);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "right", spec: { a: 1 } }), 201);
+    await damage("an owner's row", "west", id, "UPDATE clusters SET spec = '{}' WHERE id = $1", [id], true);
+    assert.deepEqual((await read("west", id))["spec"], { a: 1 });
+  });
+
+  it("and a row that was removed, or is there too much", async () => {
+    const [id = "", more = ""] = idsOf(map, "west", "gone", 2);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "right", spec: {} }), 201);
+    await damage("a missing row", "central", id, "DELETE FROM clusters WHERE id = $1", [id], true);
+    assert.equal((await read("central", id))["name"], "right");
+    await query("east", "SELECT 1");
+    await damage(
+      "a row too much",
+      "central",
+      id,
+      "INSERT INTO clusters SELECT tenant, $2, shard, status, name, spec, state, labels, expires_at, version, created_at, updated_at, deleted, changed_epoch, changed_position, digest FROM clusters WHERE id = $1",
+      [id, more],
+      false,
+    );
+    assert.equal((await send(stack, "central", "GET", `/v1/clusters/${more}`)).status, 404);
+  });
+
+  it("verifies under write load", async () => {
+    const [id = ""] = idsOf(map, "east", "busy", 1);
+    let done = false;
+    const writing = (async () => {
+      for (let number = 0; !done; number++)
+        await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: `n${number}`, spec: {} });
+    })();
+    try {
+      const lines = await verify();
+      assert.deepEqual(
+        lines.filter((line) => !line.equal),
+        [],
+      );
+    } finally {
+      done = true;
+      await writing;
+    }
+  });
+});
