@@ -213,7 +213,7 @@ export async function createDatacenter(
     active: () => replicator.holding,
     onDamage: (shard, clusters) => damaged(shard, clusters, { found: "by the scrub" }),
   });
-  const { retention, outboxTrim } = createRetention({
+  const { retention, outboxTrim, payloadSweep } = createRetention({
     config,
     partitions,
     streams,
@@ -329,7 +329,7 @@ export async function createDatacenter(
     operations,
     backlog,
     ...engine.services({ coordinator: has("coordinator"), replicator: has("replicator") }),
-    ...(has("replicator") ? [digests, retention, outboxTrim, ...snapshots, callServer] : []),
+    ...(has("replicator") ? [digests, retention, outboxTrim, payloadSweep, ...snapshots, callServer] : []),
     router,
     ...(has("api") ? [dispatcher] : []),
   ];

@@ -5,6 +5,7 @@ import type { Metrics } from "../infra/metrics/index.js";
 import type { LogStreams } from "../infra/nats/log-streams.js";
 import type { Database } from "../infra/postgres/database.js";
 import { OutboxTrim } from "../replication/outbox-trim.js";
+import { PayloadSweep } from "../replication/payload-sweep.js";
 import { Retention } from "../replication/retention.js";
 import type { Peers } from "../shards/peers.js";
 import { datacentersOf, type SiteSet } from "../shards/site-set.js";
@@ -22,7 +23,7 @@ export function createRetention(o: {
   readonly siteSet: () => SiteSet;
   readonly time: Time;
   readonly log: Logger;
-}): { readonly retention: Retention; readonly outboxTrim: OutboxTrim } {
+}): { readonly retention: Retention; readonly outboxTrim: OutboxTrim; readonly payloadSweep: PayloadSweep } {
   const { config, partitions, streams, peers, engine, metrics, time, log } = o;
   const { site } = config;
   const { applier, replicator, leases, resume, map } = engine;
@@ -57,5 +58,15 @@ export function createRetention(o: {
     everyMs: Math.min(60_000, Math.max(1_000, config.logRetentionMs / 10)),
     active: () => replicator.holding,
   });
-  return { retention, outboxTrim };
+  const payloadSweep = new PayloadSweep({
+    partitions,
+    objects: streams.objects,
+    first: (partition, shard) => streams.readFirst(partition, shard, 3_000),
+    owns: (shard) => map.get(shard)?.owner === site,
+    time,
+    log,
+    everyMs: Math.min(60_000, Math.max(1_000, config.logRetentionMs / 10)),
+    active: () => replicator.holding && leases.valid,
+  });
+  return { retention, outboxTrim, payloadSweep };
 }

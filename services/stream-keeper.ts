@@ -1,7 +1,7 @@
 import type { Time } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import type { LogStreams } from "../infra/nats/log-streams.js";
+import type { GroupStream, LogStreams } from "../infra/nats/log-streams.js";
 import type { Service } from "../infra/service.js";
 import type { SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
@@ -32,7 +32,7 @@ export class StreamKeeper implements Service {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   /** Site sets under which all was found in order, by stream. */
-  readonly #settled = new Map<number | null, number>();
+  readonly #settled = new Map<GroupStream, number>();
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: StreamKeeperOptions) {
@@ -55,8 +55,8 @@ export class StreamKeeper implements Service {
   }
 
   async #round(): Promise<void> {
-    for (const partition of [null, ...Array.from({ length: this.#o.partitions }, (_, p) => p)]) {
-      if (this.#stop.signal.aborted || !this.#mine(partition ?? 0)) continue;
+    for (const partition of [null, "objects" as const, ...Array.from({ length: this.#o.partitions }, (_, p) => p)]) {
+      if (this.#stop.signal.aborted || !this.#mine(typeof partition === "number" ? partition : 0)) continue;
       const { number } = this.#o.siteSet();
       if (this.#settled.get(partition) === number) continue;
       try {
@@ -72,7 +72,7 @@ export class StreamKeeper implements Service {
   }
 
   /** @returns whether all is in order */
-  async #look(partition: number | null): Promise<boolean> {
+  async #look(partition: GroupStream): Promise<boolean> {
     const { streams } = this.#o;
     const set = this.#o.siteSet();
     const state = await streams.stateOf(partition, requestMs);

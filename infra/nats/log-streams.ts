@@ -29,6 +29,9 @@ export interface ShardMessage extends Stored {
   readonly shard: number;
 }
 
+/** A partition's number, the control stream (null), or the object store. */
+export type GroupStream = number | null | "objects";
+
 const withShard = (stored: Stored): ShardMessage => ({
   ...stored,
   shard: Number(stored.subject.slice(stored.subject.lastIndexOf(".") + 1)),
@@ -128,19 +131,21 @@ export class LogStreams {
       );
   }
 
-  /** Of a partition, or of the control stream (null). */
-  stateOf(partition: number | null, timeoutMs: number): Promise<StreamState | undefined> {
-    return streamState(this.#link(0), partition === null ? this.controlStream : this.stream(partition), timeoutMs);
+  stateOf(which: GroupStream, timeoutMs: number): Promise<StreamState | undefined> {
+    return streamState(this.#link(0), this.#name(which), timeoutMs);
   }
 
-  scale(partition: number | null, replicas: number, timeoutMs: number): Promise<void> {
-    const stream = partition === null ? this.controlStream : this.stream(partition);
-    return scaleStream(this.#link(0), stream, replicas, timeoutMs);
+  scale(which: GroupStream, replicas: number, timeoutMs: number): Promise<void> {
+    return scaleStream(this.#link(0), this.#name(which), replicas, timeoutMs);
   }
 
-  removePeer(partition: number | null, server: string, timeoutMs: number): Promise<void> {
-    const stream = partition === null ? this.controlStream : this.stream(partition);
-    return removePeer(this.#link(0), stream, server, timeoutMs);
+  removePeer(which: GroupStream, server: string, timeoutMs: number): Promise<void> {
+    return removePeer(this.#link(0), this.#name(which), server, timeoutMs);
+  }
+
+  #name(which: GroupStream): string {
+    if (which === "objects") return this.objects.stream;
+    return which === null ? this.controlStream : this.stream(which);
   }
 
   state(partition: number, timeoutMs: number): Promise<StreamState | undefined> {

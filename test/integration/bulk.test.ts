@@ -133,7 +133,10 @@ describe("loads, digests, repair", { timeout: 240_000 }, () => {
     const key = { "idempotency-key": "import-1" };
     const first = await load("east", rows, key);
     assert.deepEqual(await load("west", rows, key), first);
-    assert.equal((await read("east", "keyed-1"))["version"], 1);
+    const stored = await send(stack, "east", "GET", "/v1/clusters/keyed-1", undefined, {
+      "hothot-consistency": "owner",
+    });
+    assert.equal(body(stored, 200)["version"], 1);
     const other = await load("east", [{ id: "keyed-1", name: "other", spec: {} }, rows[1]], key);
     assert.equal(other[0]?.code, "idempotency_key_reused");
   });

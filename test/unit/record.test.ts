@@ -7,6 +7,7 @@ import {
   decodeRecord,
   encodeBatch,
   encodeRecord,
+  isOfType,
   lastOf,
   UnreadableRecord,
   type BatchHeader,
@@ -113,6 +114,36 @@ test("version 1 is read for ever (golden message)", () => {
     golden,
   );
   assert.deepEqual(decodeRecord(decodeBatch(Buffer.from(golden, "base64")).records[0]!), record);
+});
+
+const load: LogRecord = {
+  type: "cluster.load",
+  at: 1_760_000_000_000,
+  load: { rows: 1, fresh: true, delta: 2 ** 53 - 1, payload: Buffer.from("a\tb\\n\n") },
+};
+const referring: LogRecord = {
+  ...load,
+  load: {
+    rows: 1,
+    fresh: false,
+    delta: 0,
+    payload: { id: "1-2-3-x", sequence: 9, chunks: 2, bytes: 300_000, digest: "d" },
+  },
+};
+const loadGolden = "mg3LQnmcgswAAADAwMDAwMDAlAHDy0M/////////xAZhCWJcbgo=";
+const referringGolden = "mg3LQnmcgswAAADAwMDAwMDAlAHCAJWnMS0yLTMteAkCzgAEk+ChZA==";
+
+test("loads, with their payload and with its reference, are read for ever (golden records)", () => {
+  for (const [record, golden] of [
+    [load, loadGolden],
+    [referring, referringGolden],
+  ] as const) {
+    assert.equal(Buffer.from(encodeRecord(record)).toString("base64"), golden);
+    assert.deepEqual(decodeRecord(Buffer.from(golden, "base64")), record);
+    assert.ok(isOfType(encodeRecord(record), "cluster.load"));
+  }
+  const digest: LogRecord = { type: "digest", at: 1, digest: 12 };
+  assert.deepEqual(decodeRecord(encodeRecord(digest)), digest);
 });
 
 test("a newer format, kind or record type is refused, never skipped", () => {
