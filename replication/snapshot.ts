@@ -57,7 +57,7 @@ export interface SnapshotsOptions {
 const tickMs = 250;
 const pauseMs = 500;
 const timeoutMs = 5_000;
-const shardsAtOnce = 3;
+const shardsAtOnce = 4;
 /** A chunk holds far less; what claims more is damaged. */
 const maxChunkBytes = 64_000_000;
 /** A new datacenter replays what a partition holds up to this, and loads a snapshot beyond. */
@@ -79,6 +79,7 @@ export class Snapshots implements Service {
   readonly #jumping = new Set<Partition>();
   readonly #judged = new Set<Partition>();
   #loads: Promise<void>[] = [];
+  #wake: () => void = () => undefined;
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: SnapshotsOptions) {
@@ -107,7 +108,12 @@ export class Snapshots implements Service {
       } catch (error) {
         this.#log.warn("looking after snapshots failed", { error: asError(error) });
       }
-      await this.#o.time.sleep(tickMs, this.#stop.signal);
+      // The end of a load begins the next at once.
+      const woken = new AbortController();
+      this.#wake = () => woken.abort();
+      this.#stop.signal.addEventListener("abort", this.#wake, { once: true });
+      await this.#o.time.sleep(tickMs, woken.signal);
+      this.#stop.signal.removeEventListener("abort", this.#wake);
     }
   }
 
@@ -189,6 +195,7 @@ export class Snapshots implements Service {
         .finally(() => {
           this.#busy.delete(loading.shard);
           this.#loads = this.#loads.filter((each) => each !== load);
+          this.#wake();
         });
       this.#loads.push(load);
     }
