@@ -20,7 +20,17 @@ before(async () => {
     },
   });
   await allServe(stack);
-  map = await shardMap(stack, "east");
+  // On a busy machine a takeover may have come first, and nothing goes home by itself here.
+  await stack.until(
+    async () => {
+      map = await shardMap(stack, "east");
+      if (stack.dcs.every((dc) => map.some((shard) => shard.owner === dc && shard.state === "owned"))) return true;
+      await send(stack, "east", "POST", "/v1/rebalances", {});
+      return false;
+    },
+    30_000,
+    "every datacenter owns shards",
+  );
 });
 after(() => stack.stop());
 
