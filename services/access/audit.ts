@@ -53,6 +53,8 @@ export class AuditTrail implements Service {
   readonly #stop = new AbortController();
   /** How long operations ended, for those whose beginning is noted after their end. */
   readonly #ends = new Map<string, { readonly result: string; readonly detail?: string }>();
+  /** The last entries of this process. */
+  readonly #noted = new Map<string, AuditEntry>();
   /** Entries of this process that the log could not take yet. */
   readonly #late = new Set<string>();
   /** Entries of this process on their way. */
@@ -84,6 +86,8 @@ export class AuditTrail implements Service {
   /** Never fails: an entry that can't even be kept here is in this process's log. */
   async note(entry: AuditEntry): Promise<void> {
     this.#log.info("audit", { entry });
+    this.#noted.set(entry.id, entry);
+    if (this.#noted.size > endsKept) for (const oldest of this.#noted.keys()) if (this.#noted.delete(oldest)) break;
     await this.#inTurn(entry.id, () => this.#keep(entry));
     await within(this.#o.time, patienceMs, this.#deliver(entry.id), undefined);
   }
@@ -94,6 +98,9 @@ export class AuditTrail implements Service {
     this.#ends.set(id, end);
     if (this.#ends.size > endsKept) for (const oldest of this.#ends.keys()) if (this.#ends.delete(oldest)) break;
     await this.#inTurn(id, async () => {
+      // Between the log's having taken it and the own copy's having it, it stands in neither table.
+      const noted = this.#noted.get(id);
+      if (noted !== undefined) return this.#keep(noted);
       const { rows } = await this.#o.database.pool.query<{ body: Omit<AuditEntry, "id"> }>(
         `SELECT body FROM audit_pending WHERE id = $1
          UNION ALL SELECT body FROM documents WHERE kind = 'audit' AND id = $1 AND NOT deleted LIMIT 1`,
