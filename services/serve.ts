@@ -7,6 +7,7 @@ import { ServiceGroup, type Service } from "../infra/service.js";
 import { KeyExpiry } from "../replication/key-expiry.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createAccess, TenantWorkers } from "./access/index.js";
+import type { Command, Reply, RequestContext } from "./api.js";
 import { createCoopr } from "./coopr/index.js";
 import { Bulk } from "./bulk.js";
 import { createDatacenter } from "./datacenter.js";
@@ -15,9 +16,9 @@ import { StreamKeeper } from "./stream-keeper.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
 import { createHttpServer } from "./http/index.js";
-import { FinishForwarder } from "./jobs/finish-forwarder.js";
 import { FinishStore } from "./jobs/finish-store.js";
 import { BuiltInWorker } from "./jobs/builtin-worker.js";
+import { createUpkeep } from "./jobs/upkeep.js";
 import { Repairer } from "./repair.js";
 import { Verifier } from "./verify.js";
 import { serveWitness } from "./witness.js";
@@ -66,15 +67,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
   const loop = new EventLoop(time);
   const finishes = new FinishStore(parts.data);
   const face = new Face(parts, verifier, guard.quotas, loop, finishes);
-  const active = (): boolean => parts.replicator.holding;
-  const forwarder = new FinishForwarder({
-    store: finishes,
-    send: (c, o) => face.execute(c, o),
-    time,
-    random,
-    log,
-    active,
-  });
+  const execute = (context: RequestContext, command: Command): Promise<Reply> => face.execute(context, command);
   const divergent = new DivergentOperations(parts, face);
   const bulk = new Bulk({
     shards: parts.shards,
@@ -145,8 +138,9 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     ...parts.services,
     ...guard.services,
     ...(config.roles.includes("coordinator") ? [membership] : []),
-    ...(config.roles.includes("replicator") ? [repairer, verifier, forwarder, keyExpiry, streamKeeper] : []),
-    ...createCoopr(parts, (context, command) => face.execute(context, command), finishes),
+    ...(config.roles.includes("replicator") ? [repairer, verifier, keyExpiry, streamKeeper] : []),
+    ...createUpkeep(parts, execute, finishes),
+    ...createCoopr(parts, execute, finishes),
     ...(config.roles.includes("api") ? [api] : []),
     ...(config.roles.includes("api") && config.roles.includes("worker") ? [worker] : []),
   ]);

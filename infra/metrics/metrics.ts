@@ -125,6 +125,11 @@ export function createMetrics(options: MetricsOptions = {}) {
       help: "Finishes with an outdated token, refused.",
       registers,
     }),
+    catalogFaults: new Counter({
+      name: "hothot_catalog_faults_total",
+      help: "Changed catalog files that could not be taken into use.",
+      registers,
+    }),
     eventLoopLag: new Gauge({
       name: "hothot_event_loop_lag_seconds",
       help: "Seconds that this process's event loop was late in the last second: median, 99th percentile, worst.",

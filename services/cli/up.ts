@@ -1,4 +1,5 @@
 import { watch } from "node:fs";
+import path from "node:path";
 import type { Command } from "commander";
 import { newStack, type StackOptions } from "../../infra/local/stack-file.js";
 import { LocalStack } from "../../infra/local/stack.js";
@@ -177,5 +178,10 @@ function nodeSettings(): Record<string, string> | undefined {
     (entry): entry is [string, string] =>
       entry[0].startsWith("HOTHOT_") && !ours.has(entry[0]) && entry[1] !== undefined && entry[1] !== "",
   );
-  return entries.length === 0 ? undefined : Object.fromEntries(entries);
+  // Nodes have a working directory of their own.
+  const absolute = entries.map(([name, value]): [string, string] => [
+    name,
+    name === "HOTHOT_CATALOG" ? path.resolve(value) : value,
+  ]);
+  return absolute.length === 0 ? undefined : Object.fromEntries(absolute);
 }
