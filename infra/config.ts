@@ -90,6 +90,7 @@ const schema = z.strictObject({
   defaultTimeoutMs: whole(100, 600_000).default(10_000),
   bodyLimitBytes: whole(1_000, 16_000_000).default(512_000),
   idempotencyRetentionMs: whole(1_000, 31_536_000_000).default(86_400_000),
+  taskLeaseMs: whole(500, 3_600_000).default(30_000),
   taskRetentionMs: whole(1_000, 31_536_000_000).default(604_800_000),
   workerConcurrency: whole(1, 1000).default(8),
   simulatedTaskMs: whole(0, 3_600_000).default(40),

@@ -271,7 +271,8 @@ export async function createDatacenter(
   const queries = new Queries(data.db);
   const jobEvents = new JobEvents();
   const catalog = new CatalogFile(config.catalog);
-  const jobContext: JobContext = { catalog: () => catalog.current, events: jobEvents, settings: defaultJobSettings };
+  const settings = { ...defaultJobSettings, leaseMs: config.taskLeaseMs };
+  const jobContext: JobContext = { catalog: () => catalog.current, events: jobEvents, settings };
   const jobs = new JobOperations(jobContext);
   const tasks = new TaskOperations(jobContext);
   const dispatcher = new Dispatcher({

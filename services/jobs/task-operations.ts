@@ -202,11 +202,16 @@ export class TaskOperations {
     });
   }
 
-  /** 200 with the job's tasks and what they printed: a read at the owner. @throws (in `decide`) Problem not_found. */
+  /**
+   * 200 with the tasks of the job's last attempt and what they printed: a read at the owner. None where that attempt ended in
+   * another datacenter; what an earlier attempt left here is not shown.
+   * @throws (in `decide`) Problem not_found.
+   */
   list(tenant: string, jobId: string): Operation {
     return this.#operation(jobId, shardOfJob(jobId), (work) => {
-      JobRun.of(this.#context, work, jobId, tenant);
-      return { status: 200, body: { items: work.tasks(jobId).map(taskView), nextCursor: null } };
+      const { job } = JobRun.of(this.#context, work, jobId, tenant);
+      const tasks = work.tasks(jobId).filter((task) => task.attempt === job.attempt);
+      return { status: 200, body: { items: tasks.map(taskView), nextCursor: null } };
     });
   }
 

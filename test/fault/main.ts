@@ -2,6 +2,7 @@ import { parseArgs } from "node:util";
 import { seededRandom } from "../../infra/random.js";
 import { startStack } from "../harness/stack.js";
 import { faults } from "./faults.js";
+import { runJobChaos } from "./jobs.js";
 import { runRounds } from "./rounds.js";
 import { runCase } from "./switchover.js";
 import { switchoverCases } from "./switchover-cases.js";
@@ -13,6 +14,7 @@ was recorded against the invariants of DESIGN.md.
 
 Scenarios:
 ${faults.map(({ name, what }) => `  ${name.padEnd(15)} ${what}`).join("\n")}
+  jobs            200 jobs while one datacenter after the other is killed at random; a round is a kill
   switchover      planned moves that go wrong at each of their steps; a round is every case once
 
 Options:
@@ -38,6 +40,7 @@ async function main(argv: string[]): Promise<number> {
     return 0;
   }
   if (options.scenario === "switchover") return switchovers(options.rounds, options.json);
+  if (options.scenario === "jobs") return jobs(options.rounds, options.seed, options.json);
   const fault = faults.find(({ name }) => name === options.scenario);
   if (fault === undefined) {
     process.stderr.write(`there is no scenario ${options.scenario}\n\n${help}`);
@@ -74,6 +77,27 @@ async function main(argv: string[]): Promise<number> {
       process.stdout.write(
         `${JSON.stringify({ ok: violations.length === 0, scenario: fault.name, seed, counts, rounds: result.rounds, violations })}\n`,
       );
+    return violations.length === 0 ? 0 : 1;
+  } catch (error) {
+    process.stderr.write(`chaos: ${(error as Error).message}\n`);
+    return 1;
+  } finally {
+    await stack.stop();
+  }
+}
+
+async function jobs(kills: number, seed: number, json: boolean): Promise<number> {
+  const tell = (line: string): void => void (json ? process.stderr : process.stdout).write(`${line}\n`);
+  const stack = await startStack({ worker: false, env: { HOTHOT_TASK_LEASE_MS: "10000" } });
+  try {
+    tell(`jobs: seed ${seed}`);
+    const result = await runJobChaos(stack, { jobs: 200, kills, untilEnded: true, random: seededRandom(seed), tell });
+    const { violations, restarted, late, tasks } = result;
+    tell(`${restarted} of 200 jobs restarted, ${tasks} tasks taken, ${late} late finishes`);
+    for (const what of violations.slice(0, 50)) tell(`VIOLATION: ${what}`);
+    tell(violations.length === 0 ? "no violation" : `${violations.length} violations; repeat with --seed ${seed}`);
+    if (json)
+      process.stdout.write(`${JSON.stringify({ ok: violations.length === 0, scenario: "jobs", seed, ...result })}\n`);
     return violations.length === 0 ? 0 : 1;
   } catch (error) {
     process.stderr.write(`chaos: ${(error as Error).message}\n`);
