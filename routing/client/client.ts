@@ -5,7 +5,7 @@ import { Transport, Unanswered, type Answer, type Call } from "./transport.js";
 export type Json = Readonly<Record<string, unknown>>;
 
 export interface ClientOptions {
-  /** Base URLs, the nearest first. The client stays with one until it fails. */
+  /** Base URLs, the nearest first. The client stays with one until it fails, and goes back to a nearer one that serves again. */
   readonly urls: readonly string[];
   readonly token?: string | undefined;
   /** For a call with all its tries, milliseconds; 10,000 by default. */

@@ -35,10 +35,21 @@ export class Unanswered extends Error {
   }
 }
 
-/** One try at a time, over several URLs: it stays with the one that works. */
+/** A nearer URL is asked after this time whether it serves again; twice as long after each time that it doesn't. */
+const homeMs = 3_000;
+const longestHomeMs = 20_000;
+const probeMs = 1_000;
+
+/**
+ * One try at a time, over several URLs: it stays with the one that works, and goes back to a nearer one when that says, beside
+ * the calls, that it serves again.
+ */
 export class Transport {
   readonly #options: TransportOptions;
   #current = 0;
+  #probing = false;
+  #probeAt = 0;
+  #probeWaitMs = homeMs;
 
   /** @throws TypeError without a URL, or with one that is none. */
   constructor(options: TransportOptions) {
@@ -54,6 +65,7 @@ export class Transport {
   /** @throws Unanswered; the next call goes to the next URL. So it does after a 503. */
   async send(call: Call): Promise<Answer> {
     const { urls, token, time } = this.#options;
+    this.#goHome();
     const used = this.#current;
     const url = urls[used] ?? "";
     const late = new AbortController();
@@ -88,7 +100,38 @@ export class Transport {
   }
 
   #leave(used: number): void {
-    if (this.#current === used) this.#current = (used + 1) % this.#options.urls.length;
+    if (this.#current !== used) return;
+    this.#current = (used + 1) % this.#options.urls.length;
+    this.#probeAt = this.#options.time.monotonic() + this.#probeWaitMs;
+  }
+
+  #goHome(): void {
+    const { urls, time } = this.#options;
+    if (this.#current === 0 || this.#probing || time.monotonic() < this.#probeAt) return;
+    this.#probing = true;
+    const nearer = urls.slice(0, this.#current);
+    void Promise.all(nearer.map((url) => this.#serves(url)))
+      .then((serve) => {
+        const first = serve.indexOf(true);
+        if (first >= 0 && first < this.#current) this.#current = first;
+        this.#probeWaitMs = first === 0 ? homeMs : Math.min(longestHomeMs, 2 * this.#probeWaitMs);
+        this.#probeAt = time.monotonic() + this.#probeWaitMs;
+      })
+      .finally(() => (this.#probing = false));
+  }
+
+  async #serves(url: string): Promise<boolean> {
+    const late = new AbortController();
+    const timer = this.#options.time.after(probeMs, () => late.abort());
+    try {
+      const answer = await fetch(`${url.replace(/\/$/, "")}/readyz`, { signal: late.signal });
+      await answer.body?.cancel();
+      return answer.ok;
+    } catch {
+      return false;
+    } finally {
+      timer.cancel();
+    }
   }
 }
 

@@ -9,7 +9,7 @@ import { Transport } from "./transport.js";
 export type { Handler, Task, TaskContext, TaskResult } from "./task-run.js";
 
 export interface WorkerOptions {
-  /** Base URL of a datacenter, or several, the nearest first: the next one is used when one fails. */
+  /** Base URL of a datacenter, or several, the nearest first: the next one is used when one fails, a nearer one when it serves again. */
   readonly urls: readonly string[] | string;
   readonly token?: string;
   /** The registration's name; the same one is valid in every datacenter. */

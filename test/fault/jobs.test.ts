@@ -17,7 +17,7 @@ describe("200 jobs over all datacenters, which are killed again and again", { ti
     t.diagnostic(`seed ${seed}`);
     const result = await runJobChaos(stack, {
       jobs: 200,
-      kills: 3,
+      kills: 2,
       untilEnded: false,
       random: seededRandom(seed),
       tell: (line) => t.diagnostic(line),

@@ -8,6 +8,7 @@ import { silentLogger } from "../../infra/logger.js";
 import { seededRandom } from "../../infra/random.js";
 import { Client, ClientError } from "../../routing/client/client.js";
 import { createWorker, type Handler, type Task, type WorkerOptions } from "../../routing/client/worker.js";
+import { Transport } from "../../routing/client/transport.js";
 import { simulatedHandler } from "../../services/jobs/builtin-worker.js";
 
 interface Seen {
@@ -363,4 +364,34 @@ test("the client gives up on a refusal at once, and on silence in time", async (
     (error: unknown) => error instanceof ClientError && error.code === "unreachable",
   );
   assert.equal("idempotency-key" in (service.seen.at(-1)?.headers ?? {}), false);
+});
+
+test("the nearest URL is gone back to when it says that it serves again", async (context) => {
+  const [home, away] = [await FakeService.start(context), await FakeService.start(context)];
+  let serves = false;
+  home.other = ({ path }) => ({ status: path === "/readyz" && !serves ? 503 : 200 });
+  away.other = () => ({ status: 200 });
+  // Fifty times as fast.
+  const time = { ...systemTime, monotonic: () => 50 * systemTime.monotonic() };
+  const transport = new Transport({ urls: ["http://127.0.0.1:1", home.url, away.url], time });
+  const call = () => transport.send({ method: "GET", path: "/v1/topology", timeoutMs: 5_000 });
+  await assert.rejects(call);
+  assert.equal((await call()).status, 200);
+  assert.equal(transport.url, home.url);
+  home.other = ({ path }) => ({ status: path === "/readyz" && serves ? 200 : 503 });
+  assert.equal((await call()).status, 503);
+  const until = systemTime.monotonic() + 20_000;
+  const stays = systemTime.monotonic() + 500;
+  while (systemTime.monotonic() < stays) {
+    await call();
+    assert.equal(transport.url, away.url, "while that does not serve");
+    await systemTime.sleep(20);
+  }
+  serves = true;
+  while (transport.url !== home.url && systemTime.monotonic() < until) {
+    await call();
+    await systemTime.sleep(20);
+  }
+  assert.equal(transport.url, home.url);
+  assert.ok(home.seen.filter(({ path }) => path === "/readyz").length < 40, "asked ever less often");
 });
