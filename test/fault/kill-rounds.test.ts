@@ -11,7 +11,7 @@ describe(
   () => {
     let stack: Awaited<ReturnType<typeof startStack>>;
     before(async () => {
-      stack = await startStack({ alone: true });
+      stack = await startStack();
     });
     after(() => stack?.stop());
 

@@ -15,7 +15,7 @@ const quick = [
 describe("a planned move that goes wrong at a step ends with one owner", { timeout: 300_000 }, () => {
   let stack: TestStack;
   before(async () => {
-    stack = await startStack({ alone: true, rttMs: 0, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    stack = await startStack({ rttMs: 0, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
   });
   after(() => stack?.stop());
 

@@ -488,7 +488,7 @@ describe("clusters over HTTP", { timeout: 240_000 }, () => {
 
     it("come at the deadline when a position does not", async () => {
       const shard = at(map, 5);
-      const { ms, value } = await timed(
+      const { ms, value } = await timed(() =>
         on("west", "GET", `/v1/clusters/${known}`, undefined, {
           "hothot-min-position": `5:${shard.epoch}:1000000`,
           "hothot-timeout-ms": "400",

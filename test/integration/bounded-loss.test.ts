@@ -51,7 +51,7 @@ describe("a log that a majority of its sites has left", { concurrency: false }, 
     const refused = await stack.until(
       async () => {
         const id = at(ids, next++ % 300);
-        const { ms, value } = await timed(put("east", id, { "hothot-timeout-ms": "1500" }));
+        const { ms, value } = await timed(() => put("east", id, { "hothot-timeout-ms": "1500" }));
         if (value.status < 300) acknowledged.add(id);
         return value.status === 503 && value.text.includes("unpublished_limit") && { ms, value, id };
       },

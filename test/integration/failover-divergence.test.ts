@@ -360,7 +360,7 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
         assert.equal(answer.status, 200);
         assert.equal(answer.headers.get("hothot-stale"), "true", where);
       }
-      const { ms, value } = await timed(put("west", mine, "refused", { "hothot-timeout-ms": "1000" }));
+      const { ms, value } = await timed(() => put("west", mine, "refused", { "hothot-timeout-ms": "1000" }));
       const found = problem(value, "no_lease");
       assert.equal(found["owner"], "west");
       assert.equal(value.headers.get("hothot-owner"), "west");

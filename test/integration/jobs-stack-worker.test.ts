@@ -105,7 +105,7 @@ describe("a worker of one's own", { timeout: 300_000 }, () => {
   });
 
   it("waits for a task, and gets it as soon as there is one, where its shard is owned", async () => {
-    const { ms, value } = await timed(take("west", "w1", { waitMs: 600 }));
+    const { ms, value } = await timed(() => take("west", "w1", { waitMs: 600 }));
     assert.deepEqual(value, []);
     assert.ok(ms >= 590, `${ms} ms`);
     const id = at(idsOf(map, "central", "poll", 1), 0);

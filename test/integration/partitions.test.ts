@@ -14,7 +14,7 @@ interface Load {
 describe("links and datacenters that come and go", { timeout: 300_000 }, () => {
   let stack: TestStack;
   before(async () => {
-    stack = await startStack({ alone: true, rttMs: 0, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    stack = await startStack({ rttMs: 0, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
     await allServe(stack);
   });
   afterAll(() => stack?.stop());

@@ -202,7 +202,7 @@ describe("the write path", { timeout: 240_000 }, () => {
       await Promise.all(
         stack.dcs.flatMap((dc) =>
           [`/v1/clusters/${id}`, "/v1/clusters", "/v1/jobs"].map(async (where) => {
-            const { ms, value } = await timed(
+            const { ms, value } = await timed(() =>
               on(dc, "GET", where, undefined, {
                 "hothot-min-position": placeText(unknown),
                 "hothot-timeout-ms": "500",

@@ -11,6 +11,8 @@ const refusals = [
   "shard_moving",
   "unpublished_limit",
   "deadline_exceeded",
+  // Any request may wait for a position (Hothot-Min-Position).
+  "position_lost",
 ] as const;
 /** What any write can meet. */
 export const writeProblems = [...refusals, "outcome_unknown", "idempotency_key_reused"] as const;
@@ -40,7 +42,7 @@ export function clusterRoutes({ datacenter }: Backend): Route[] {
       lane: "work",
       params: id,
       answers: { 200: cluster },
-      problems: ["not_found", "position_lost", ...refusals],
+      problems: ["not_found", ...refusals],
       handle: ({ context, path }) => datacenter.getCluster(context, path.id),
     }),
     route({
@@ -100,7 +102,7 @@ export function clusterRoutes({ datacenter }: Backend): Route[] {
       lane: "work",
       query: clusterQuery,
       answers: { 200: listOf(cluster) },
-      problems: ["deadline_exceeded"],
+      problems: ["deadline_exceeded", "position_lost"],
       handle({ context, query }) {
         const { status, owner, shard, label } = query;
         const filter: ClusterQuery = {

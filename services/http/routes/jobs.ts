@@ -63,7 +63,7 @@ export function jobRoutes({ datacenter }: Backend): Route[] {
       lane: "work",
       query: jobQuery,
       answers: { 200: listOf(job) },
-      problems: ["deadline_exceeded"],
+      problems: ["deadline_exceeded", "position_lost"],
       handle({ context, query }) {
         const { cluster, status } = query;
         const filter: JobQuery = {
@@ -81,7 +81,7 @@ export function jobRoutes({ datacenter }: Backend): Route[] {
       lane: "work",
       params: id,
       answers: { 200: listOf(task) },
-      problems: ["not_found", "no_lease", "owner_unreachable", "shard_moving", "deadline_exceeded"],
+      problems: ["not_found", "no_lease", "owner_unreachable", "shard_moving", "deadline_exceeded", "position_lost"],
       handle: ({ context, path }) => datacenter.execute(context, { type: "job.tasks", jobId: path.id }),
     }),
     change("cancel", "Cancel a job"),
