@@ -26,6 +26,8 @@ export interface TakeoverOptions {
   readonly siteSet: () => SiteSet;
   /** This node has a lease. */
   readonly leaseValid: () => boolean;
+  /** A datacenter that was never heard gets so long to be heard, from the start of this process on; milliseconds. */
+  readonly graceMs: number;
   /** Datacenters that take over first, in this order. */
   readonly preferences: readonly SiteName[];
   /** All shards of the partition could be opened here: mark close to the log's end, nothing to restore. */
@@ -87,11 +89,15 @@ export class TakeoverWatch implements Service {
   }
 
   async #watch(): Promise<void> {
+    const since = this.#o.time.monotonic();
     while (!this.#stop.signal.aborted) {
       const set = this.#o.siteSet();
       if (automaticTakeover(set).possible && this.#o.word.speaks && this.#o.leaseValid())
         for (const target of this.#targets(set)) {
           if (target === this.#o.site || this.#running.has(target) || this.#o.word.silentMs(target) < 0) continue;
+          // A group that starts together waits for its log, each datacenter for a different time.
+          const late = this.#o.time.monotonic() - since >= this.#o.graceMs;
+          if (!late && this.#o.peers.silentMs(target) === Infinity) continue;
           const shards = this.#o.map.ownedBy(target);
           if (shards.length === 0) continue;
           this.#running.add(target);

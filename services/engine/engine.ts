@@ -202,6 +202,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     leaseValid: () => leases.valid,
     canOpen: (partition) => !readiness.blockedPartitions().includes(partition),
     preferences: settings.successors,
+    graceMs: 2 * settings.leaseMs,
     onTakeover: ({ shards: count, ms }) => events.tookOver(count, ms),
   });
   const giveAway = new GiveAway({

@@ -2,6 +2,7 @@ import { until } from "../../services/demo/group.js";
 import { Journal } from "../../services/demo/journal.js";
 import { Probe, spread } from "../../services/demo/probe.js";
 import { Sender } from "../../services/demo/sender.js";
+import { logLeaders } from "../harness/log-leaders.js";
 import { median } from "./figures.js";
 import {
   atRate,
@@ -19,6 +20,8 @@ interface Run {
   readonly worstMs: number;
   readonly medianMs: number;
   readonly convergeMs: number;
+  /** From the return until no partition's log is led by its owner. */
+  readonly leadersMs: number;
 }
 
 /** What a dead datacenter costs the writers of its shards. */
@@ -77,25 +80,38 @@ async function measureRuns(bench: Bench, { runs: count, tell }: BenchOptions): P
     const { why } = await until(60_000, () => group.whyNotConverged());
     if (why !== null) throw new Error(`${dc} has not come back: ${why}`);
     const convergeMs = Math.round(performance.now() - restartedAt);
-    runs.push({ dc, shards: shards.length, worstMs: found.worst, medianMs: found.median, convergeMs });
+    const placed = await until(30_000, () => whyLedByOwners(bench));
+    if (placed.why !== null) throw new Error(placed.why);
+    const leadersMs = Math.round(performance.now() - restartedAt);
+    runs.push({ dc, shards: shards.length, worstMs: found.worst, medianMs: found.median, convergeMs, leadersMs });
     tell(
-      `run ${number}: ${dc}, ${shards.length} shards: worst ${found.worst} ms, median ${found.median} ms; back after ${convergeMs} ms`,
+      `run ${number}: ${dc}, ${shards.length} shards: worst ${found.worst} ms, median ${found.median} ms; back after ${convergeMs} ms, log leaders away from owners after ${leadersMs} ms`,
     );
   }
   const worst = runs.map(({ worstMs }) => worstMs);
   return {
     rows: [
-      ["datacenter", "shards", "worst shard ms", "median shard ms", "converged ms"],
-      ...runs.map((run) => [run.dc, run.shards, run.worstMs, run.medianMs, run.convergeMs]),
+      ["datacenter", "shards", "worst shard ms", "median shard ms", "converged ms", "leaders ms"],
+      ...runs.map((run) => [run.dc, run.shards, run.worstMs, run.medianMs, run.convergeMs, run.leadersMs]),
       [
         "median of runs",
         "",
         median(worst),
         median(runs.map(({ medianMs }) => medianMs)),
         median(runs.map(({ convergeMs }) => convergeMs)),
+        median(runs.map(({ leadersMs }) => leadersMs)),
       ],
-      ["worst of runs", "", Math.max(...worst), "", ""],
+      ["worst of runs", "", Math.max(...worst), "", "", Math.max(...runs.map(({ leadersMs }) => leadersMs))],
     ],
     figures: { runs, worstMs: { median: median(worst), max: Math.max(...worst) } },
   };
+}
+
+/** Null once the log of every partition is led away from its owner; else why not. */
+async function whyLedByOwners({ stack, client }: Bench): Promise<string | null> {
+  const leaders = await logLeaders(stack);
+  const { text } = await client.request(stack.dcs[0] ?? "", "GET", "/v1/shards?limit=1000");
+  const { items } = JSON.parse(text) as { items: { partition: number; owner: string | null }[] };
+  const wrong = items.find(({ partition, owner }) => (leaders.get(partition) ?? owner) === owner);
+  return wrong === undefined ? null : `partition ${wrong.partition} is led by its owner ${wrong.owner}`;
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { Client, Database } from "../../infra/postgres/database.js";
 import { databaseOf } from "../integration/database.js";
+import { logLeaders } from "../harness/log-leaders.js";
 import type { TestStack } from "../harness/stack.js";
 import {
   allEqual,
@@ -58,7 +59,11 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
     owner,
     target,
     third,
-    leader: await leaderOf(stack, before.partition),
+    leader: await stack.until(
+      async () => (await logLeaders(stack)).get(before.partition),
+      settleMs,
+      `partition ${before.partition} has a leader`,
+    ),
     pause,
     suspects: (dc, other) =>
       stack
@@ -142,29 +147,6 @@ async function spread(stack: TestStack, from: string): Promise<void> {
     "the shards are spread",
   );
   await allServe(stack);
-}
-
-/** The site whose server leads the partition's stream, as the servers' monitoring says. */
-async function leaderOf(stack: TestStack, partition: number): Promise<string> {
-  interface Streams {
-    readonly account_details?: readonly {
-      readonly stream_detail?: readonly { readonly name: string; readonly cluster?: { readonly leader?: string } }[];
-    }[];
-  }
-  return stack.until(
-    async () => {
-      for (const dc of stack.dcs) {
-        const url = `${stack.stack.site(dc).nats.monitorUrl}/jsz?streams=true`;
-        const answer = (await (await fetch(url, { signal: AbortSignal.timeout(2_000) })).json()) as Streams;
-        const streams = (answer.account_details ?? []).flatMap((account) => account.stream_detail ?? []);
-        const leader = streams.find((stream) => stream.name.endsWith(`_p${partition}`))?.cluster?.leader;
-        if (leader !== undefined && leader !== "") return stack.dcs.find((name) => leader.split(".")[0] === name);
-      }
-      return undefined;
-    },
-    settleMs,
-    `partition ${partition} has a leader`,
-  );
 }
 
 /** A lock of a shard's row in a datacenter's database, by a connection of the test's own. */

@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import type { Timers } from "../../infra/clock.js";
 import { epoch, partition, position, shardId } from "../../shards/ids.js";
 import { Lease, majority, promisesNeeded } from "../../shards/lease.js";
 import { ShardMap, type Head } from "../../shards/map.js";
-import { SiteWord, type Heartbeat } from "../../shards/site-word.js";
+import { castVote, SiteWord, type Heartbeat } from "../../shards/site-word.js";
 import { addVote } from "../../shards/postgres-store.js";
 import type { Vote } from "../../shards/store.js";
 
@@ -150,6 +151,31 @@ test("no vote while a promise holds, also when a heartbeat comes during the writ
   const voting = word.vote(request);
   assert.equal(word.heartbeat(beat())?.kind, "promise");
   assert.equal(await voting, undefined, "stored, but not given");
+});
+
+test("a site that is asked a little early votes when its promise has run out, unless it hears something meanwhile", async () => {
+  const { word, clock, hold } = await speaking();
+  const slept: number[] = [];
+  const timers = (heard: boolean): Timers =>
+    ({
+      sleep: async (ms: number) => {
+        slept.push(ms);
+        clock.now += ms;
+        await hold();
+        if (heard) word.heartbeat(beat());
+      },
+    }) as Partial<Timers> as Timers;
+  word.heartbeat(beat());
+  clock.now += 1_000;
+  await hold();
+  assert.equal(await castVote(word, request, timers(false)), undefined, "half a second is not a little");
+  clock.now += 200;
+  await hold();
+  assert.equal(await castVote(word, request, timers(true)), undefined, "it was heard");
+  clock.now += 1_200;
+  await hold();
+  assert.equal((await castVote(word, request, timers(false)))?.number, 1);
+  assert.deepEqual(slept, [301, 301]);
 });
 
 test("after a vote nothing is promised to a node that does not acknowledge it, under this incarnation (rules a, i)", async () => {
