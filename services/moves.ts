@@ -41,6 +41,7 @@ const kinds = {
 const atOnce = 12;
 const moveMs = 25_000;
 const askMs = 2_000;
+const seenMs = 3_000;
 const kept = 200;
 
 /** Operators' ownership changes: planned, shown, run shard by shard, cancelled; asked of any datacenter, carried out by the owners. */
@@ -332,10 +333,20 @@ export class Moves {
         } catch (error) {
           why = error instanceof Problem ? `${error.code}: ${error.message}` : "internal";
         }
+        // Whoever reads the end of the operation here finds the shard's new owner here, too.
+        await Promise.all(shards.filter(({ shard }) => opened.has(shard)).map((shard) => this.#seen(shard)));
         for (const shard of shards)
           finish(shard, opened.has(shard.shard) ? "complete" : "failed", opened.has(shard.shard) ? null : why);
       }),
     );
+  }
+
+  /** Waits until this datacenter has heard that the shard left its former owner. */
+  async #seen({ shard, from }: { readonly shard: number; readonly from: SiteName | null }): Promise<void> {
+    const { map, changes, time } = this.#p;
+    const deadline = time.monotonic() + seenMs;
+    while (map.get(shard as ShardId)?.owner === from && time.monotonic() < deadline)
+      await changes.next(shard as ShardId, deadline - time.monotonic()).catch(() => time.sleep(20));
   }
 
   async #store(operation: LongOperation): Promise<void> {

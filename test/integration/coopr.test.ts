@@ -363,8 +363,9 @@ describe("provisioners of Coopr", { timeout: 240_000 }, () => {
       assert.ok(cluster.length > 0);
       body(await on("west", "POST", `/v1/jobs/${job}/cancel`), 200);
     }
-    assert.equal((await stack.cli("failover", "resume")).code, 0);
     await allServe(stack);
+    const resumed = await stack.cli("failover", "resume");
+    assert.equal(resumed.code, 0, resumed.stderr);
     await allEqual(stack, "east");
   });
 });
