@@ -46,6 +46,7 @@ export class DivergentOperations {
       },
       commandOf(row),
     );
+    reply.confirm?.();
     await this.#settle(id, "replayed");
     return { ...reply, status: 200, body: await this.#face.divergentById(id) };
   }

@@ -67,7 +67,12 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
   const loop = new EventLoop(time);
   const finishes = new FinishStore(parts.data);
   const face = new Face(parts, verifier, guard.quotas, loop, finishes);
-  const execute = (context: RequestContext, command: Command): Promise<Reply> => face.execute(context, command);
+  // For callers in this process: what they do next (a stored finish goes, a provisioner is answered) stands on the answer.
+  const execute = async (context: RequestContext, command: Command): Promise<Reply> => {
+    const reply = await face.execute(context, command);
+    reply.confirm?.();
+    return reply;
+  };
   const divergent = new DivergentOperations(parts, face);
   const bulk = new Bulk({
     shards: parts.shards,
