@@ -30,6 +30,9 @@ import { SeenKeys } from "./seen-keys.js";
 import { isOwnerless, keepsItsMeaning, type FinishCommand, type FinishStore } from "./jobs/finish-store.js";
 import type { Verifier } from "./verify.js";
 
+/** How long the answer to a worker's registration waits for it to arrive here, milliseconds. */
+const arrivalMs = 1_000;
+
 /** What HTTP stands on, in front of a datacenter's process. */
 export class Face implements Datacenter {
   readonly name: string;
@@ -128,6 +131,12 @@ export class Face implements Datacenter {
       if (isWrite) {
         this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route });
         this.#p.metrics.writeSeconds.observe((this.#p.time.monotonic() - began) / 1000);
+      }
+      // Who registers here may take here: the registration has arrived before its answer does.
+      if (placed.type === "worker.put" && route === "forwarded" && result.place !== undefined) {
+        const { shard, epoch, position } = result.place;
+        const until = Math.min(context.deadline, this.#p.time.monotonic() + arrivalMs);
+        await this.#p.progress.wait(shard, epoch, position, until).catch(() => undefined);
       }
       return result;
     } catch (error) {
