@@ -42,6 +42,8 @@ const atOnce = 12;
 const moveMs = 25_000;
 const askMs = 2_000;
 const seenMs = 3_000;
+/** One try to change the site set, with the reads around it. */
+const setTryMs = 3_500;
 const kept = 200;
 
 /** Operators' ownership changes: planned, shown, run shard by shard, cancelled; asked of any datacenter, carried out by the owners. */
@@ -128,11 +130,17 @@ export class Moves {
     return body;
   }
 
-  async setFailover(_context: RequestContext, paused: boolean): Promise<Reply> {
-    if (this.#p.siteSets.set.failoverPaused !== paused) {
-      const changed = await this.#p.siteSets.change((set) => ({ ...set, failoverPaused: paused }));
-      if (changed === undefined && this.#p.siteSets.set.failoverPaused !== paused)
+  /** Waits for the log (it may be electing a leader) up to the deadline; each try settles what became of the last. */
+  async setFailover(context: RequestContext, paused: boolean): Promise<Reply> {
+    const { siteSets, time } = this.#p;
+    while (siteSets.set.failoverPaused !== paused) {
+      const changed = await siteSets.change((set) =>
+        set.failoverPaused === paused ? undefined : { ...set, failoverPaused: paused },
+      );
+      if (changed !== undefined || siteSets.set.failoverPaused === paused) break;
+      if (time.monotonic() + setTryMs >= context.deadline)
         throw new Problem("no_majority", "The site set could not be changed in the log.", { retryAfterSeconds: 1 });
+      await time.sleep(200);
     }
     return {
       status: 200,
