@@ -6,6 +6,9 @@ import type { ShardId } from "../shards/ids.js";
 import type { Calls } from "./calls.js";
 import type { Engine } from "./engine/engine.js";
 
+/** The end of a move waits no longer for this datacenter to read of it in the log. */
+const heardMs = 3_000;
+
 /** What this datacenter answers when another one calls. */
 export function callsOf(o: {
   readonly engine: Engine;
@@ -16,26 +19,27 @@ export function callsOf(o: {
 }): Calls {
   const { engine, time } = o;
   const { map, progress, changes } = engine;
+  const heardOf = async (shard: ShardId, at: number, timeoutMs: number): Promise<boolean> => {
+    const deadline = time.monotonic() + timeoutMs;
+    const heard = (): boolean => (map.get(shard)?.epoch ?? 0) >= at;
+    while (!heard() && time.monotonic() < deadline)
+      await changes.next(shard, Math.min(100, deadline - time.monotonic()));
+    return heard();
+  };
   return {
     move: async (request) => {
       const result = await engine.switchover.move(request);
-      if (result.kind === "moved") o.metrics.switchoverHoldSeconds.observe(result.heldMs / 1000);
+      if (result.kind !== "moved") return result;
+      if (result.heldMs > 0) o.metrics.switchoverHoldSeconds.observe(result.heldMs / 1000);
+      // The former owner may hear of it after the new one: whoever asks it next is told of the new owner.
+      await heardOf(request.shard, result.epoch, heardMs);
       return result;
     },
     carry: async (part) => {
       await storeProgress(o.data, part);
       return null;
     },
-    opened: async ({ shard, epoch: at, timeoutMs }) => {
-      const deadline = time.monotonic() + timeoutMs;
-      const serves = (): boolean => {
-        const head = map.get(shard as ShardId);
-        return head !== undefined && head.epoch >= at;
-      };
-      while (!serves() && time.monotonic() < deadline)
-        await changes.next(shard as ShardId, Math.min(100, deadline - time.monotonic()));
-      return serves();
-    },
+    opened: ({ shard, epoch: at, timeoutMs }) => heardOf(shard as ShardId, at, timeoutMs),
     positions: async () =>
       map
         .all()

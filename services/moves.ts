@@ -285,6 +285,7 @@ export class Moves {
               },
               moveMs,
             );
+            if (result.kind === "moved") await this.#seen(shard);
             finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
           } catch (error) {
             finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");

@@ -16,6 +16,7 @@ export interface MoveRequest {
 }
 
 export type MoveResult =
+  /** `heldMs` 0: the target owned the shard before this move began. */
   | { readonly kind: "moved"; readonly epoch: Epoch; readonly heldMs: number }
   /** The owner goes on in the same epoch. */
   | { readonly kind: "called_off"; readonly why: string }
@@ -72,6 +73,8 @@ export class Switchover {
   async move(request: MoveRequest): Promise<MoveResult> {
     const { shard, to } = request;
     const head = this.#o.map.get(shard);
+    // Whoever asked had not heard of the move that did it.
+    if (head?.owner === to && to !== this.#o.site) return { kind: "moved", epoch: head.epoch, heldMs: 0 };
     if (head?.owner !== this.#o.site) return { kind: "called_off", why: `${this.#o.site} does not own shard ${shard}` };
     if (to === this.#o.site) return { kind: "called_off", why: `${to} owns shard ${shard} already` };
     if (this.#moving.has(shard) || head.state === "moving")
