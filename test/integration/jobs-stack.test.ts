@@ -131,7 +131,6 @@ describe("jobs with the built-in worker", { timeout: 300_000 }, () => {
         createStages.filter((stage) => stages.includes(stage)),
         "stages in their order",
       );
-      assert.ok(stages.length >= 3, `seen: ${stages.join(", ")}`);
       for (const dc of stack.dcs) {
         const job = await ended(dc, first.id);
         assert.equal(job.status, "complete");
