@@ -17,6 +17,8 @@ export interface ShardDigest {
   /** What is here, recomputed from the rows. */
   readonly digest: number;
   readonly restoring: number;
+  /** Why the log is not applied to this copy any more. */
+  readonly stopped?: string | null;
   /** Where a digest of the log was last compared with this copy's. */
   readonly comparedEpoch: number;
   readonly comparedPosition: number;
@@ -37,7 +39,7 @@ export async function digestShards(database: Database, shards: readonly number[]
         } FROM ${shape.table} t WHERE $1::int[] IS NULL OR t.shard = ANY($1::int[]) GROUP BY t.shard) ${shape.table}_sum USING (shard)`,
     );
     const { rows } = await client.query<ShardDigest>(
-      `SELECT h.shard, h.epoch, h.position, coalesce(clusters_sum.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring, h.digest AS expected,
+      `SELECT h.shard, h.epoch, h.position, coalesce(clusters_sum.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring, h.digest AS expected, h.stopped,
          h.compared_epoch AS "comparedEpoch", h.compared_position AS "comparedPosition", h.compared_equal AS "comparedEqual",
          ${tables.map((shape) => `coalesce(${shape.table}_sum.d, 0)`).join(" # ")} AS digest
        FROM shard_head h ${sums.join(" ")}

@@ -227,6 +227,17 @@ export function decodeRecord(bytes: Uint8Array): LogRecord {
   };
 }
 
+/** Whether this version can read a log message and every record in it. */
+export function isReadable(data: Uint8Array): boolean {
+  try {
+    for (const record of decodeBatch(data).records) decodeRecord(record);
+    return true;
+  } catch (error) {
+    if (error instanceof UnreadableRecord) return false;
+    throw error;
+  }
+}
+
 /** Whether an encoded record is of this type; without decoding it. */
 export const isOfType = (bytes: Uint8Array, type: RecordType): boolean => bytes[1] === recordTypes.indexOf(type);
 

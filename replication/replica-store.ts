@@ -146,6 +146,7 @@ export class PostgresReplicaStore implements ReplicaStore {
     const advanced = new Set<ShardId>();
     const adoptions: Adoption[] = [];
     const stopped: FullHead[] = [];
+    const unread: [ShardId, number][] = [];
     const committedAt = new Map<ShardId, number>();
     const differs: Differing[] = [];
     let rows = new RowSet();
@@ -165,8 +166,12 @@ export class PostgresReplicaStore implements ReplicaStore {
           why,
         });
       };
+      const stopUnread = (why: string): void => {
+        stop(why);
+        unread.push([head.shard, message.sequence]);
+      };
       if (message.header === null) {
-        stop(message.fault ?? "unreadable");
+        stopUnread(message.fault ?? "unreadable");
         continue;
       }
       const step = fold(this.site, head, message.header, message.batch?.open ?? null);
@@ -197,7 +202,7 @@ export class PostgresReplicaStore implements ReplicaStore {
             }
           } catch (error) {
             if (!(error instanceof UnreadableRecord)) throw error;
-            stop(error.message);
+            stopUnread(error.message);
             break;
           }
           heads.set(head.shard, { ...head, ...step.head });
@@ -258,6 +263,8 @@ export class PostgresReplicaStore implements ReplicaStore {
       client,
       [...full].flatMap((shard) => heads.get(shard) ?? []),
     );
+    for (const [shard, sequence] of unread)
+      await client.query("UPDATE shard_head SET unread = $2 WHERE shard = $1", [shard, sequence]);
     await storePositions(
       client,
       [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),

@@ -21,6 +21,14 @@ export interface Jumped {
   readonly loads: boolean;
 }
 
+export interface StoppedShard {
+  readonly shard: ShardId;
+  readonly partition: Partition;
+  /** The message that could not be read here. */
+  readonly unread: number | null;
+  readonly recopy: boolean;
+}
+
 /** The rows in a chunk's range are not those of the source. */
 export class ChunkDiffers extends Error {
   constructor(
@@ -47,6 +55,23 @@ export class SnapshotStore {
     return rows[0]?.sequence ?? 0;
   }
 
+  /** Shards that have stopped here. */
+  async stopped(): Promise<StoppedShard[]> {
+    const { rows } = await this.database.pool.query<StoppedShard>(
+      "SELECT shard, partition, unread, recopy FROM shard_head WHERE stopped IS NOT NULL ORDER BY shard",
+    );
+    return rows;
+  }
+
+  /** A shard that has stopped shall be copied again, or (false) that was given up. @returns whether it has stopped */
+  async recopy(shard: ShardId, wanted: boolean): Promise<boolean> {
+    const { rowCount } = await this.database.pool.query(
+      "UPDATE shard_head SET recopy = $2 WHERE shard = $1 AND stopped IS NOT NULL",
+      [shard, wanted],
+    );
+    return rowCount === 1;
+  }
+
   async loading(): Promise<Loading[]> {
     const { rows } = await this.database.pool.query<LoadingRow>(
       `SELECT ${loadingColumns} FROM snapshots ORDER BY shard`,
@@ -62,7 +87,7 @@ export class SnapshotStore {
   async jump(partition: Partition, from: number, folded: Folded, attempt: string): Promise<Jumped[]> {
     return this.database.transaction(async (client) => {
       const moved = await client.query(
-        "UPDATE partition_progress SET sequence = $3 WHERE partition = $1 AND sequence = $2 AND sequence < $3",
+        "UPDATE partition_progress SET sequence = $3 WHERE partition = $1 AND sequence = $2 AND sequence <= $3",
         [partition, from, folded.sequence],
       );
       if (moved.rowCount !== 1) throw new Overtaken();
@@ -78,6 +103,10 @@ export class SnapshotStore {
       await storeHeads(
         client,
         jumped.map((each) => each.head),
+      );
+      await client.query(
+        "UPDATE shard_head SET unread = NULL, recopy = false WHERE partition = $1 AND stopped IS NULL",
+        [partition],
       );
       return jumped;
     });

@@ -41,6 +41,10 @@ export interface SnapshotsOptions {
       }
     | undefined
   >;
+  /** Whether the map knows of a shard that has stopped here. */
+  readonly hasStopped: () => boolean;
+  /** Whether this program can read the message that the log has at this place; false also where it has none any more. */
+  readonly canRead: (partition: number, sequence: number) => Promise<boolean>;
   /** Live datacenters that may have a copy, the best first; of a shard or, for a partition's fold, of any (null). */
   readonly sources: (shard: ShardId | null) => readonly SiteName[];
   readonly time: Time;
@@ -57,6 +61,8 @@ export interface SnapshotsOptions {
 const tickMs = 250;
 const pauseMs = 500;
 const timeoutMs = 5_000;
+/** How long a partition waits for the fold of a datacenter where the shard has not stopped. */
+const recopyMs = 10_000;
 const shardsAtOnce = 4;
 /** A chunk holds far less; what claims more is damaged. */
 const maxChunkBytes = 64_000_000;
@@ -78,6 +84,8 @@ export class Snapshots implements Service {
   readonly #busy = new Set<ShardId>();
   readonly #jumping = new Set<Partition>();
   readonly #judged = new Set<Partition>();
+  /** What an earlier program could not read was looked at by this one. */
+  #reread = false;
   #loads: Promise<void>[] = [];
   #wake: () => void = () => undefined;
   #loop: Promise<void> = Promise.resolve();
@@ -103,6 +111,7 @@ export class Snapshots implements Service {
         if (this.#o.active()) {
           await this.#judgeNew();
           for (const partition of this.#o.applier.lost) this.#begin(partition);
+          if (this.#o.hasStopped()) await this.#recopy();
           await this.#loadAll();
         }
       } catch (error) {
@@ -134,16 +143,40 @@ export class Snapshots implements Service {
     }
   }
 
-  #begin(partition: Partition): void {
+  /**
+   * A shard that has stopped goes on from another datacenter's copy: when that is asked for, and by itself where this program can read
+   * what an earlier one could not.
+   */
+  async #recopy(): Promise<void> {
+    const stopped = await this.#o.store.stopped();
+    for (const { shard, partition, unread } of this.#reread ? [] : stopped)
+      if (unread !== null && (await this.#o.canRead(partition, unread))) await this.#o.store.recopy(shard, true);
+    this.#reread = true;
+    for (const { shard, partition, recopy } of stopped) {
+      if (!recopy || this.#jumping.has(partition)) continue;
+      this.#log.warn("a shard that has stopped is copied again", { shard, partition });
+      this.#o.applier.hold(partition);
+      this.#begin(partition, shard);
+    }
+  }
+
+  /** @param stopped the shard for whose sake the partition's fold is taken over from the place where it stands; it may not be for ever */
+  #begin(partition: Partition, stopped?: ShardId): void {
     if (this.#jumping.has(partition)) return;
     this.#jumping.add(partition);
+    const deadline = stopped === undefined ? Infinity : this.#o.time.monotonic() + recopyMs;
     void (async () => {
       while (!this.#stop.signal.aborted && this.#o.active()) {
         try {
-          await this.#jump(partition);
+          await this.#jump(partition, stopped !== undefined);
           break;
         } catch (error) {
           this.#log.warn("a partition waits for another datacenter's fold", { partition, error: asError(error) });
+          if (stopped !== undefined && this.#o.time.monotonic() >= deadline) {
+            // The other shards of the partition must go on.
+            await this.#o.store.recopy(stopped, false).catch(() => undefined);
+            break;
+          }
           await this.#o.time.sleep(pauseMs, this.#stop.signal);
         }
       }
@@ -152,7 +185,7 @@ export class Snapshots implements Service {
     })();
   }
 
-  async #jump(partition: Partition): Promise<void> {
+  async #jump(partition: Partition, again: boolean): Promise<void> {
     const state = await this.#o.state(partition, timeoutMs);
     if (state === undefined) throw new Error("the partition's stream can't be found");
     let failure: unknown = new Error("no other datacenter is there");
@@ -160,9 +193,9 @@ export class Snapshots implements Service {
       try {
         const from = await this.#o.store.progress(partition);
         // A replica of the log may have been behind; nothing is missing then.
-        if (from > 0 && from + 1 >= state.firstSequence) return;
+        if (!again && from > 0 && from + 1 >= state.firstSequence) return;
         const folded = await this.#ask<Folded>(dc, { kind: "fold", partition });
-        if (folded.sequence <= from || folded.sequence + 1 < state.firstSequence)
+        if (folded.sequence < from + (again ? 0 : 1) || folded.sequence + 1 < state.firstSequence)
           throw new Error(`${dc} has folded in ${folded.sequence}, the log begins at ${state.firstSequence}`);
         const jumped = await this.#o.store.jump(partition, from, folded, this.#o.random.token(8));
         this.#log.warn("goes on from another datacenter's place in the log", {

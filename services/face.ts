@@ -80,6 +80,7 @@ export class Face implements Datacenter {
     const { metrics } = parts;
     metrics.beforeScrape(async () => {
       metrics.ownedShards.set(parts.map.ownedBy(this.name).length);
+      metrics.stoppedShards.set(parts.map.all().filter((head) => head.stopped !== null).length);
       for (const [owner, ms] of parts.readiness.lagByOwner())
         metrics.replicationLagSeconds.set({ shard_owner: owner }, ms / 1000);
       metrics.unpublishedBytes.set(Math.round(parts.backlog.bytes));
@@ -270,6 +271,7 @@ export class Face implements Datacenter {
           leaseMsLeft: Math.round(leases.msLeft),
           shardsOwned,
           lag,
+          stopped: map.all().filter((head) => head.stopped !== null).length,
         };
       }
       const report = peers.lastReport(name);
@@ -309,6 +311,7 @@ export class Face implements Datacenter {
       position: this.#p.progress.place(head.shard).position,
       since: head.since,
       reason: head.reason === "" ? head.kind : `${head.kind}: ${head.reason}`,
+      ...(head.stopped === null ? {} : { stopped: head.stopped }),
     }));
     return { items, nextCursor: null };
   }
@@ -362,6 +365,7 @@ export class Face implements Datacenter {
       ...(head.owner === this.name ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)),
       // Rows are missing whatever the position says: a snapshot, or rows that were undone.
       ...(this.#p.restorer.shardWaits(head.shard) ? { loading: true } : {}),
+      ...(head.stopped === null ? {} : { stopped: head.stopped }),
     }));
     return { items, nextCursor: null };
   }

@@ -7,6 +7,7 @@ import type { Database } from "../infra/postgres/database.js";
 import type { Random } from "../infra/random.js";
 import type { Service } from "../infra/service.js";
 import { CopySource } from "../replication/copy-source.js";
+import { isReadable } from "../replication/record.js";
 import { Snapshots } from "../replication/snapshot.js";
 import { SnapshotStore } from "../replication/snapshot-store.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
@@ -50,6 +51,16 @@ export function createSnapshots(o: {
       applier,
       partitions: o.partitions,
       state: (partition, timeoutMs) => o.streams.state(partition, timeoutMs),
+      hasStopped: () => map.all().some((head) => head.stopped !== null),
+      canRead: async (partition, sequence) => {
+        const [message] = await o.streams.readFrom(
+          partition,
+          sequence,
+          { batch: 1, maxBytes: 1_000_000, timeoutMs: 3_000 },
+          0,
+        );
+        return message?.sequence === sequence && isReadable(message.data);
+      },
       sources,
       time,
       random,

@@ -33,6 +33,8 @@ type Question =
       readonly shard: number;
       readonly keys: readonly (readonly string[])[];
     }
+  /** Copy a shard again whose log you could not apply any more. */
+  | { readonly kind: "recopy"; readonly shard: number }
   /** Mend your copy from another's. */
   | { readonly kind: "mend"; readonly scope: Scope; readonly from: SiteName };
 
@@ -45,6 +47,8 @@ export interface RepairOptions {
   readonly time: Time;
   readonly log: Logger;
   readonly owner: (shard: number) => SiteName | null;
+  /** Has this datacenter's copy of a shard that has stopped loaded anew. */
+  readonly recopy: (shard: ShardId) => Promise<boolean>;
   /** Every datacenter's digest of a shard, recomputed; those that answer. */
   readonly digests: (shard: number) => Promise<ReadonlyMap<SiteName, ShardDigest>>;
 }
@@ -97,14 +101,37 @@ export class Repairer implements Service {
     const shard = what.shard ?? shardOf(what.clusterId ?? "", this.#o.shards);
     if (shard >= this.#o.shards) throw new Problem("not_found", `There is no shard ${shard}.`);
     const scope: Scope = { shard, clusterId: what.clusterId ?? null };
+    let copied = await this.#recopy(shard as ShardId);
     const { damaged, source } = await this.#judge(shard);
-    let copied = 0;
     for (const dc of damaged) {
       const mended = await this.#ask<number>(dc, { kind: "mend", scope, from: source }, mendMs);
       this.#log.warn("a copy was repaired", { shard, dc, from: source, rows: mended });
       copied += mended;
     }
     return { copied };
+  }
+
+  /** Copies that have stopped are loaded anew from one that has not. @returns clusters in them */
+  async #recopy(shard: ShardId): Promise<number> {
+    const isStopped = ([, copy]: readonly [SiteName, ShardDigest]): boolean => (copy.stopped ?? null) !== null;
+    const stopped = [...(await this.#o.digests(shard))].filter(isStopped).map(([dc]) => dc);
+    for (const dc of stopped) await this.#ask(dc, { kind: "recopy", shard }, askMs);
+    const deadline = this.#o.time.monotonic() + mendMs;
+    while (stopped.length > 0) {
+      await this.#o.time.sleep(pauseMs);
+      const copies = await this.#o.digests(shard);
+      const left = stopped.filter((dc) => {
+        const copy = copies.get(dc);
+        return copy === undefined || isStopped([dc, copy]) || copy.restoring > 0;
+      });
+      if (left.length === 0) return stopped.reduce((sum, dc) => sum + (copies.get(dc)?.clusters ?? 0), 0);
+      if (this.#o.time.monotonic() >= deadline)
+        throw new Problem(
+          "owner_unreachable",
+          `Shard ${shard} has stopped in ${left.join(", ")}, and no copy that has not could be loaded there yet.`,
+        );
+    }
+    return 0;
   }
 
   async #judge(shard: number): Promise<{ readonly damaged: readonly SiteName[]; readonly source: SiteName }> {
@@ -137,6 +164,8 @@ export class Repairer implements Service {
         return listRows(this.#o.database, question.table, question.scope, question.after, pageRows);
       case "rows":
         return cutRows(this.#o.database, question.table, question.shard, question.keys);
+      case "recopy":
+        return this.#o.recopy(question.shard as ShardId);
       case "mend":
         return this.#mend(question.scope, question.from);
     }

@@ -5,6 +5,7 @@ import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
 import { KeyExpiry } from "../replication/key-expiry.js";
+import { SnapshotStore } from "../replication/snapshot-store.js";
 import { datacentersOf } from "../shards/site-set.js";
 import { createAccess, TenantWorkers } from "./access/index.js";
 import type { Command, Reply, RequestContext } from "./api.js";
@@ -53,6 +54,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     time,
     log,
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
+    recopy: (shard) => new SnapshotStore(parts.data, config.site).recopy(shard, true),
     digests: (shard) => verifier.digests(shard),
   });
   const guard = createAccess(parts);

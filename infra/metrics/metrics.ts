@@ -61,6 +61,11 @@ export function createMetrics(options: MetricsOptions = {}) {
       registers,
     }),
     ownedShards: new Gauge({ name: "hothot_owned_shards", help: "Shards that this datacenter owns.", registers }),
+    stoppedShards: new Gauge({
+      name: "hothot_stopped_shards",
+      help: "Shards whose log can't be applied here any more (`/v1/shards` says why); see `hothot repair`.",
+      registers,
+    }),
     leaseSecondsLeft: new Gauge({
       name: "hothot_lease_seconds_left",
       help: "Seconds that this node's lease lasts without another heartbeat; 0 without a lease.",

@@ -2,7 +2,8 @@ import pg from "pg";
 import { CamelCasePlugin, Kysely, PostgresDialect } from "kysely";
 import { asError, FatalError } from "../errors.js";
 import type { Logger } from "../logger.js";
-import { migrations, type Tables } from "./schema.js";
+import { migrations } from "./migrations.js";
+import type { Tables } from "./schema.js";
 
 export type Client = pg.PoolClient;
 export type Db = Kysely<Tables>;

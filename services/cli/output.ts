@@ -32,6 +32,10 @@ export function progress(text: string): void {
   unfinished = process.stderr.isTTY;
 }
 
+/** How much is done (0 to 1), drawn. */
+export const bar = (share: number): string =>
+  `[${"#".repeat(Math.round(share * 20)).padEnd(20, ".")}] ${Math.round(share * 100)} %`;
+
 /** Ends the line of progress, if one stands. */
 export function endProgress(): void {
   if (unfinished) process.stderr.write("\r\u001b[K");

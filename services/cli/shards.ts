@@ -13,6 +13,7 @@ export function addShards(program: Command): void {
     "position",
     "since",
     "reason",
+    "stopped",
   ]);
 }
 

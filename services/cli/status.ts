@@ -13,6 +13,8 @@ interface DatacenterStatus {
   readonly shardsOwned: number;
   /** Null where nobody knows. */
   readonly lag: { readonly positions: number | null; readonly ms: number | null };
+  /** Shards whose log can't be applied there any more. */
+  readonly stopped?: number;
   readonly pids?: SitePids;
 }
 
@@ -92,10 +94,10 @@ export async function statusOf(session: Session): Promise<Status> {
 
 export function statusRows(status: Status): Row[] {
   const rows: readonly Partial<DatacenterStatus>[] = [...status.datacenters, ...status.witnesses];
-  return rows.map(({ name, url, state, shardsOwned, lag, pids }) => ({
+  return rows.map(({ name, url, state, shardsOwned, lag, stopped = 0, pids }) => ({
     dc: name,
     url: url ?? "(witness)",
-    state,
+    state: stopped === 0 ? state : `${state}, ${stopped} stopped`,
     shards: shardsOwned,
     lag: lag === undefined || lag.positions === null ? undefined : `${lag.positions} (${Math.round(lag.ms ?? 0)} ms)`,
     ...(pids === undefined ? {} : { pids: pidText(pids) }),

@@ -12,7 +12,7 @@ import {
 import type { Writable } from "node:stream";
 import type { Command } from "commander";
 import { Failure, UsageError } from "./failure.js";
-import { endProgress, type Row } from "./output.js";
+import { bar, endProgress, type Row } from "./output.js";
 import { common, verb, type Session } from "./session.js";
 
 /** What a cluster is made of, without what the service adds. */
@@ -196,8 +196,7 @@ function progressText(done: number, ms: number, bytes: number, total: number | u
   if (total === undefined || bytes <= 0) return rate;
   const share = Math.min(1, (from + bytes) / total);
   const left = Math.round(((total - from - bytes) / bytes) * (ms / 1000));
-  const bar = "#".repeat(Math.round(share * 20)).padEnd(20, ".");
-  return `[${bar}] ${Math.round(share * 100)} %, ${rate}, ${left} s left`;
+  return `${bar(share)}, ${rate}, ${left} s left`;
 }
 
 /** How far the import of a file is, beside the file: one that was interrupted goes on there when it is repeated. */

@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { UsageError } from "./failure.js";
+import { bar, endProgress, progress } from "./output.js";
 import { wholeNumber } from "./parse.js";
 import { common, verb } from "./session.js";
 
@@ -19,7 +20,14 @@ export function addVerify(program: Command): void {
   common(command.option("--timeout <s>", "seconds (default: 300)", wholeNumber(1, 100_000))).action(
     verb<{ timeout?: number }>(async (session, { timeout = 300 }) => {
       const items: Line[] = [];
-      for await (const line of session.client.lines<Line>("/v1/verify", timeout * 1000)) items.push(line);
+      // In a pipe or a log file a bar is of no use.
+      const drawn = process.stderr.isTTY;
+      const total = drawn ? (await session.client.get<{ shards: number }>("/v1/topology")).shards : 0;
+      for await (const line of session.client.lines<Line>("/v1/verify", timeout * 1000)) {
+        items.push(line);
+        if (drawn) progress(`${bar(Math.min(1, (line.shard + 1) / total))} of ${total} shards`);
+      }
+      endProgress();
       const different = items.filter((line) => !line.equal);
       const equal = different.length === 0;
       const shards = new Set(items.map((line) => line.shard)).size;

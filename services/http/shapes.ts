@@ -81,11 +81,13 @@ export const shard = z
     position: whole,
     since: time.nullable(),
     reason: text.nullable(),
+    // Why its log can't be applied here any more.
+    stopped: text.optional(),
   })
   .meta({ id: "Shard" });
 
 export const lag = z
-  .looseObject({ shard: whole, owner: site, positions: z.number(), ms: z.number() })
+  .looseObject({ shard: whole, owner: site, positions: z.number(), ms: z.number(), stopped: text.optional() })
   .meta({ id: "Lag" });
 
 export const topology = z

@@ -34,6 +34,8 @@ export interface ShardView {
   readonly epoch: number;
   readonly state: string;
   readonly position: number;
+  /** Why its log can't be applied there any more. */
+  readonly stopped?: string;
 }
 
 export interface VerifyLine {
