@@ -31,7 +31,7 @@ export class Applier {
   readonly #time: Time;
   readonly #log: Logger;
   readonly #whole: (messages: readonly Incoming[]) => Promise<readonly Incoming[]>;
-  readonly #onApplied: (applied: Applied, messages: readonly Incoming[]) => void;
+  readonly #onApplied: (applied: Applied, messages: readonly Incoming[], ms: number) => void;
   readonly #feeds: readonly PartitionFeed[];
   readonly #stop = new AbortController();
   #active = false;
@@ -47,7 +47,8 @@ export class Applier {
     partitions: number;
     time: Time;
     log: Logger;
-    onApplied: (applied: Applied, messages: readonly Incoming[]) => void;
+    /** `ms`: how long the transaction took. */
+    onApplied: (applied: Applied, messages: readonly Incoming[], ms: number) => void;
     /** Brings the payloads that messages refer to; it may give fewer messages than it was given. */
     whole?: (messages: readonly Incoming[]) => Promise<readonly Incoming[]>;
   }) {
@@ -236,6 +237,7 @@ export class Applier {
 
   async #apply(stretches: readonly Stretch[]): Promise<void> {
     let applied: Applied;
+    const began = this.#time.monotonic();
     try {
       applied = await this.#store.apply(stretches);
     } catch (error) {
@@ -252,6 +254,7 @@ export class Applier {
     this.#onApplied(
       applied,
       stretches.flatMap((stretch) => stretch.messages),
+      this.#time.monotonic() - began,
     );
   }
 }

@@ -2,6 +2,7 @@ import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
+import type { Tracing } from "../infra/tracing.js";
 import { type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import { CommitUnknown, type OwnerStore, type OwnerTransaction } from "./owner-store.js";
 import { Unit } from "./unit.js";
@@ -62,6 +63,7 @@ export class Writer implements ShardWriter {
   readonly #time: Time;
   readonly #random: Random;
   readonly #log: Logger;
+  readonly #tracing: Tracing | undefined;
   readonly #waiting = new Map<ShardId, Pending[]>();
   readonly #busy = new Set<ShardId>();
   #count = 0;
@@ -76,6 +78,8 @@ export class Writer implements ShardWriter {
     time: Time;
     random: Random;
     log: Logger;
+    /** Where an exporter is configured. */
+    tracing?: Tracing | undefined;
   }) {
     this.#store = options.store;
     this.#gate = options.gate;
@@ -84,6 +88,7 @@ export class Writer implements ShardWriter {
     this.#time = options.time;
     this.#random = options.random;
     this.#log = options.log.with({ component: "writer" });
+    this.#tracing = options.tracing;
   }
 
   async write(
@@ -164,6 +169,7 @@ export class Writer implements ShardWriter {
       return false;
     });
     if (live.length === 0) return;
+    const began = this.#time.monotonic();
     let transaction: OwnerTransaction | undefined;
     let failure: Error | undefined;
     try {
@@ -195,7 +201,22 @@ export class Writer implements ShardWriter {
       if (committing) this.#events.uncertain([...new Set(live.map((pending) => pending.operation.shard))]);
     } finally {
       await transaction?.end(failure);
+      if (this.#tracing !== undefined) this.#trace(this.#tracing, live, began, failure);
     }
+  }
+
+  #trace(tracing: Tracing, live: readonly Pending[], began: number, failure: Error | undefined): void {
+    const ms = this.#time.monotonic() - began;
+    const fault = failure === undefined ? undefined : failure instanceof Problem ? failure.code : "transaction_failed";
+    for (const { operation, epoch } of live)
+      tracing.record(
+        "owner transaction",
+        "internal",
+        operation.trace?.traceparent,
+        ms,
+        { "hothot.shard": operation.shard, "hothot.epoch": epoch, "hothot.writes": live.length },
+        fault,
+      );
   }
 
   #committed(

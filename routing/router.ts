@@ -4,6 +4,7 @@ import { asError, Problem, type FieldError, type ProblemCode } from "../infra/er
 import type { Logger } from "../infra/logger.js";
 import { NoAnswer, NoResponders, type Messenger } from "../infra/nats/messaging.js";
 import type { Service } from "../infra/service.js";
+import type { Span, Tracing } from "../infra/tracing.js";
 import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import type { Peers } from "../shards/peers.js";
@@ -68,7 +69,17 @@ export interface RouterOptions<C, R extends Confirmed> {
   readonly changes: Changes;
   readonly leaseValid: () => boolean;
   readonly executor: Executor<C, R>;
+  /** Where an exporter is configured. */
+  readonly tracing?: Tracing | undefined;
 }
+
+/** What a request's context may say of where it comes from. */
+interface Origin {
+  readonly requestId?: string;
+  readonly traceparent?: string | null;
+}
+
+const originOf = (context: unknown): Origin => (context as Origin | null) ?? {};
 
 /** Problems by which a place says that it can't serve the shard now: nothing happened there, another look at the map may help. */
 const elsewhere = new Set<ProblemCode>(["not_owner", "no_lease", "shard_moving", "owner_unreachable", "draining"]);
@@ -193,20 +204,32 @@ export class Router<C, R extends Confirmed> implements Service {
     if (open >= maxForwards)
       throw new Problem("overloaded", `too many requests wait for ${to}`, { owner: to, retryAfterSeconds: 1 });
     this.#forwards.set(to, open + 1);
+    const span = this.#o.tracing?.begin("forward", "client", originOf(request.context).traceparent, {
+      "hothot.to": to,
+      "hothot.shard": request.shard,
+    });
+    let fault: string | undefined;
     try {
       const left = this.#left(request);
       const timeoutMs = request.repeatable ? Math.min(left, tryMs) : left;
       const forwarded: Forwarded<C> = {
         shard: request.shard,
         command: request.command,
-        context: request.context,
+        context:
+          span === undefined
+            ? request.context
+            : { ...(request.context as object | null), traceparent: span.traceparent },
         timeoutMs,
       };
       const answer = await this.#send(request, to, pack(forwarded), timeoutMs, epoch);
       if ("ok" in answer) return answer.ok;
       const { code, detail, ...extras } = answer.problem;
       throw new Problem(code, detail, extras);
+    } catch (error) {
+      fault = error instanceof Problem ? error.code : "internal";
+      throw error;
     } finally {
+      span?.end(undefined, fault);
       this.#forwards.set(to, (this.#forwards.get(to) ?? 1) - 1);
     }
   }
@@ -271,11 +294,14 @@ export class Router<C, R extends Confirmed> implements Service {
     this.#serving++;
     let answer: Answer<R>;
     let requestId: string | undefined;
+    let span: Span | undefined;
     try {
       if (this.#draining) throw new Problem("draining");
       const forwarded = unpack(data) as Forwarded<C> | { readonly probe: true };
       if ("probe" in forwarded) return respond(pack({}));
-      requestId = (forwarded.context as { readonly requestId?: string } | null)?.requestId;
+      const origin = originOf(forwarded.context);
+      requestId = origin.requestId;
+      span = this.#o.tracing?.begin("serve", "server", origin.traceparent, { "hothot.shard": forwarded.shard });
       const shard = forwarded.shard as ShardId;
       const head = this.#o.map.get(shard);
       const where = route({ self: this.#o.site, head, leaseValid: this.#o.leaseValid(), ownerState: "dead" });
@@ -290,14 +316,16 @@ export class Router<C, R extends Confirmed> implements Service {
       const { confirm, ...ok } = await this.#o.executor.execute({
         shard,
         command: forwarded.command,
-        context: forwarded.context,
+        context: span === undefined ? forwarded.context : { ...origin, traceparent: span.traceparent },
         deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
         repeatable: false,
       });
       confirm?.();
       answer = { ok: ok as R };
+      span?.end();
     } catch (error) {
       const problem = error instanceof Problem ? error : new Problem("internal", undefined, { cause: error });
+      span?.end(undefined, problem.code);
       if (problem.code === "internal")
         this.#log.error("a forwarded request failed", { requestId, error: asError(error) });
       answer = {

@@ -6,6 +6,7 @@ import { createMetrics, type Metrics } from "../infra/metrics/index.js";
 import { LogStreams } from "../infra/nats/log-streams.js";
 import { Database } from "../infra/postgres/database.js";
 import { systemRandom, type Random } from "../infra/random.js";
+import type { Tracing } from "../infra/tracing.js";
 import type { Service } from "../infra/service.js";
 import { Backlog } from "../replication/backlog.js";
 import { readProgress } from "../replication/carried.js";
@@ -53,6 +54,7 @@ export async function createDatacenter(
   log: Logger,
   time: Time = systemTime,
   random: Random = systemRandom,
+  tracing?: Tracing,
 ) {
   const { site, node, group } = config;
   const holder = `${node}-${random.token(8)}`;
@@ -185,6 +187,7 @@ export async function createDatacenter(
       opened: (to, shard, at, timeoutMs) =>
         callClient.call(to, "opened", { shard, epoch: at, timeoutMs }, timeoutMs).catch(() => false),
       events,
+      tracing,
     },
     spoken,
   );
@@ -297,6 +300,7 @@ export async function createDatacenter(
     peers,
     changes: engine.changes,
     leaseValid: () => leases.valid,
+    tracing,
     executor: new CommandExecutor({
       site,
       servedBy,

@@ -1,8 +1,9 @@
 import { systemRandom } from "../infra/random.js";
 import { systemTime } from "../infra/clock.js";
-import { readConfig } from "../infra/config.js";
+import { readConfig, type Config } from "../infra/config.js";
 import { asError, FatalError } from "../infra/errors.js";
 import { createLogger, withoutSecrets } from "../infra/logger.js";
+import { openTracing } from "../infra/tracing.js";
 import { serve } from "./serve.js";
 import { initialise, planOf } from "./init.js";
 
@@ -17,8 +18,10 @@ async function main(argv: readonly string[]): Promise<void> {
   const environment = drainMs === undefined ? process.env : { ...process.env, HOTHOT_DRAIN_MS: drainMs };
   const config = readConfig(environment, option("config") ?? process.env["HOTHOT_CONFIG"]);
   const log = createLogger(config.logLevel, { site: config.site, node: config.node });
-  if (verb === "serve") await serve(config, log, systemTime, systemRandom);
-  else if (verb === "init") {
+  if (verb === "serve") {
+    const tracing = await openTracing({ environment, resource: resourceOf(config), time: systemTime, log });
+    await serve(config, log, systemTime, systemRandom, tracing).finally(() => tracing?.close());
+  } else if (verb === "init") {
     const sites = (option("sites") ?? option("dcs") ?? config.site).split(",").filter((name) => name !== "");
     const witnesses = (option("witness") ?? "").split(",").filter((name) => name !== "");
     const whole = (name: string, fallback: number | undefined): number | undefined => {
@@ -42,6 +45,13 @@ async function main(argv: readonly string[]): Promise<void> {
     });
   } else throw new FatalError("wrong_usage", `there is no verb '${verb ?? ""}'`, "Use `serve` or `init`.");
 }
+
+/** What the process calls itself in traces. */
+const resourceOf = ({ group, site, node }: Config): Record<string, string> => ({
+  "service.namespace": group,
+  "service.instance.id": `${site}/${node}`,
+  "hothot.site": site,
+});
 
 main(process.argv.slice(2)).then(
   () => process.exit(0),

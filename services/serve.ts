@@ -3,6 +3,7 @@ import type { Config } from "../infra/config.js";
 import { EventLoop } from "../infra/event-loop.js";
 import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
+import type { Tracing } from "../infra/tracing.js";
 import { ServiceGroup, type Service } from "../infra/service.js";
 import { KeyExpiry } from "../replication/key-expiry.js";
 import { SnapshotStore } from "../replication/snapshot-store.js";
@@ -25,13 +26,13 @@ import { Verifier } from "./verify.js";
 import { serveWitness } from "./witness.js";
 
 /** Runs one process of a datacenter (or a witness) until it is told to stop (SIGINT, SIGTERM). */
-export async function serve(config: Config, log: Logger, time: Time, random: Random): Promise<void> {
+export async function serve(config: Config, log: Logger, time: Time, random: Random, tracing?: Tracing): Promise<void> {
   const stopped = new Promise<string>((resolve) => {
     for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => resolve(signal));
   });
   process.on("unhandledRejection", (error) => log.error("unhandled rejection", { error }));
   if (!config.datacenter) return serveWitness(config, log, time, random, stopped);
-  const parts = await createDatacenter(config, log, time, random);
+  const parts = await createDatacenter(config, log, time, random, tracing);
   const verifier = new Verifier({
     group: config.group,
     site: config.site,
@@ -100,6 +101,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     time,
     random,
     log,
+    tracing,
     admit: (request, need) => guard.access.admit(request, need),
     extensions: guard.extend({
       repair: async (_context, what) => ({

@@ -25,6 +25,7 @@ import { OwnerGate } from "./gate.js";
 import { goneMs, type Ground } from "./ground.js";
 import { Housekeeping, holdSubject } from "./housekeeping.js";
 import { Readiness } from "./readiness.js";
+import { traceApplied, tracePublished } from "./traces.js";
 import { View } from "./view.js";
 import type { WordParts } from "./word.js";
 
@@ -94,6 +95,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
         hints.add(partition, sequence, shard, bytes);
         progress.reached(shard, header.epoch, lastOf(header));
         inside.mark(shard, header.epoch, lastOf(header));
+        if (ground.tracing !== undefined) tracePublished(ground.tracing, bytes, time.wall());
       },
     },
     limits: { mayAppend: ground.mayAppend, backlogWaitMs: ground.backlogWaitMs },
@@ -123,7 +125,16 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     },
     published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),
   };
-  const writer = new Writer({ store: ground.owner, site, time, random, log, gate, events: written });
+  const writer = new Writer({
+    store: ground.owner,
+    site,
+    time,
+    random,
+    log,
+    gate,
+    events: written,
+    tracing: ground.tracing,
+  });
   const applier: Applier = new Applier({
     transport: ground.transport,
     store: ground.replica,
@@ -131,7 +142,10 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     time,
     log,
     ...(ground.payloads === undefined ? {} : { whole: ground.payloads.incoming }),
-    onApplied: (applied, messages) => view.applied(applied, messages),
+    onApplied: (applied, messages, ms) => {
+      view.applied(applied, messages);
+      if (ground.tracing !== undefined) traceApplied(ground.tracing, applied, ms);
+    },
   });
   const ownership = new LogOwnership({
     log: shardLog,

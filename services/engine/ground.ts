@@ -3,6 +3,7 @@ import type { Time } from "../../infra/clock.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Messenger } from "../../infra/nats/messaging.js";
 import type { Random } from "../../infra/random.js";
+import type { Tracing } from "../../infra/tracing.js";
 import type { RestoreStore } from "../../replication/restore-store.js";
 import type { OwnerStore } from "../../replication/owner-store.js";
 import type { Payloads } from "../../replication/payloads.js";
@@ -81,6 +82,8 @@ export interface Ground extends WordGround {
   /** Whether the target serves the shard in this epoch, in time. */
   readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
   readonly events: EngineEvents;
+  /** Where an exporter is configured. */
+  readonly tracing?: Tracing | undefined;
 }
 
 /** What the rest of a process hears from its engine. */

@@ -2,6 +2,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Timer } from "../../infra/clock.js";
 import { asError, Problem, type FieldError } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
+import type { Span } from "../../infra/tracing.js";
 import type { Caller, Condition, RequestContext } from "../api.js";
 import { isGone, sendAnswer, sendProblem } from "./answer.js";
 import { checkMediaType, ClientGone, hasBody, readBody, type BodyBudget } from "./body.js";
@@ -9,7 +10,14 @@ import { check } from "./faults.js";
 import { parseJson, refused } from "./json.js";
 import type { Lanes } from "./lanes.js";
 import { readQuery } from "./query.js";
-import { givenRequestId, readCondition, readContext, readTimeout, type HeaderRules } from "./request-headers.js";
+import {
+  givenRequestId,
+  readCondition,
+  readContext,
+  readTimeout,
+  traceparentOf,
+  type HeaderRules,
+} from "./request-headers.js";
 import { scopeOf, type Answer, type Call, type HttpOptions, type Route } from "./types.js";
 
 /** What all exchanges of a server share. */
@@ -43,13 +51,14 @@ export async function exchange(
   const started = options.time.monotonic();
   const requestId = givenRequestId(request.headers) ?? shared.requestId();
   const counted = route.lane !== "probe";
+  const span = counted ? beginSpan(shared, route, request, requestId) : undefined;
   let abort: AbortController | undefined;
   let failure: unknown;
   if (counted) lanes.opened();
   try {
     if (counted && shared.draining()) throw new Problem("draining", undefined, { retryAfterSeconds: 1 });
     lanes.admit(route.lane);
-    const checked = await readCall(shared, route, request, params, requestId, started);
+    const checked = await readCall(shared, route, request, params, requestId, started, span?.traceparent);
     if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
     lanes.enter(route.lane);
     try {
@@ -72,7 +81,7 @@ export async function exchange(
   } finally {
     if (abort !== undefined) shared.abortable.delete(abort);
     if (counted) lanes.answered();
-    report(shared, route, request, response, requestId, options.time.monotonic() - started, failure);
+    report(shared, route, request, response, requestId, options.time.monotonic() - started, failure, span);
   }
 }
 
@@ -84,6 +93,7 @@ async function readCall(
   params: unknown,
   requestId: string,
   started: number,
+  traceparent: string | undefined,
 ): Promise<Omit<Call, "request" | "response" | "signal">> {
   const { options } = shared;
   const rules: HeaderRules = { write: route.write === true, conditional: route.conditional === true };
@@ -103,7 +113,7 @@ async function readCall(
   const context: RequestContext = readContext(
     request.headers,
     rules,
-    { requestId, caller, deadline: started + timeoutMs },
+    { requestId, caller, deadline: started + timeoutMs, ...(traceparent === undefined ? undefined : { traceparent }) },
     faults,
   );
   if (faults.length > 0) throw refused(faults);
@@ -212,6 +222,18 @@ function isLongUnread(request: IncomingMessage): boolean {
   return !(Number(request.headers["content-length"]) <= 1_000_000);
 }
 
+function beginSpan({ options }: Shared, route: Route, request: IncomingMessage, requestId: string): Span | undefined {
+  if (options.tracing === undefined) return undefined;
+  const method = request.method ?? route.method;
+  return options.tracing.begin(`${method} ${route.path}`.trimEnd(), "server", traceparentOf(request.headers), {
+    "http.request.method": method,
+    ...(route.path === "" ? undefined : { "http.route": route.path }),
+    "hothot.request_id": requestId,
+  });
+}
+
+const codeOf = (failure: unknown): string => (failure instanceof Problem ? failure.code : "internal");
+
 function report(
   shared: Shared,
   route: Route,
@@ -220,15 +242,17 @@ function report(
   requestId: string,
   ms: number,
   failure: unknown,
+  span: Span | undefined,
 ): void {
   const status = response.headersSent ? response.statusCode : 0;
   const method = request.method ?? route.method;
+  span?.end({ "http.response.status_code": status }, status >= 500 ? codeOf(failure) : undefined);
   shared.options.observe?.(method, route.path, status, ms);
   if (failure === undefined && status < 500) {
     shared.log.debug("request", { requestId, method, route: route.path, status, ms });
     return;
   }
-  const { traceparent } = request.headers;
+  const traceparent = span?.traceparent ?? request.headers["traceparent"];
   const fields = {
     requestId,
     method,

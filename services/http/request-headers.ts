@@ -28,19 +28,25 @@ export function readTimeout(headers: IncomingHttpHeaders, faults: FieldError[]):
 export function readContext(
   headers: IncomingHttpHeaders,
   rules: HeaderRules,
-  fixed: { readonly requestId: string; readonly caller: Caller; readonly deadline: number },
+  fixed: {
+    readonly requestId: string;
+    readonly caller: Caller;
+    readonly deadline: number;
+    /** Of the request's own span; else the caller's goes along. */
+    readonly traceparent?: string;
+  },
   faults: FieldError[],
 ): RequestContext {
   const minPosition = readPlace(headers, faults);
   const idempotencyKey = rules.write ? readKey(headers, faults) : undefined;
-  const traceparent = text(headers, "traceparent");
+  const traceparent = fixed.traceparent ?? traceparentOf(headers);
   return {
     ...fixed,
     durability: choice(headers, "Hothot-Durability", "local", "replicated", faults),
     consistency: choice(headers, "Hothot-Consistency", "local", "owner", faults),
     ...(minPosition === undefined ? undefined : { minPosition }),
     ...(idempotencyKey === undefined ? undefined : { idempotencyKey }),
-    ...(traceparent !== undefined && traceForm.test(traceparent) ? { traceparent } : undefined),
+    ...(traceparent === undefined ? undefined : { traceparent }),
   };
 }
 
@@ -62,6 +68,12 @@ export function readCondition(headers: IncomingHttpHeaders, rules: HeaderRules, 
   if (version !== undefined) return { version: Number(version) };
   addFault(faults, "header/If-Match", 'must be a version in double quotes, like "3"');
   return none;
+}
+
+/** The caller's W3C trace context when it is one. */
+export function traceparentOf(headers: IncomingHttpHeaders): string | undefined {
+  const value = text(headers, "traceparent");
+  return value !== undefined && traceForm.test(value) ? value : undefined;
 }
 
 /** The client's request id when it is a sane one. */

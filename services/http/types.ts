@@ -5,6 +5,7 @@ import type { Config } from "../../infra/config.js";
 import type { FieldError, ProblemCode } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Random } from "../../infra/random.js";
+import type { Tracing } from "../../infra/tracing.js";
 import type { JsonObject } from "../../replication/entities.js";
 import type { NewToken } from "../access/administration.js";
 import type { TenantLimits } from "../access/book.js";
@@ -194,6 +195,8 @@ export interface HttpOptions {
     request: IncomingMessage,
     need: { readonly scope: Scope; readonly write: boolean },
   ) => Caller | Promise<Caller>;
+  /** Where an exporter is configured. */
+  readonly tracing?: Tracing | undefined;
   /** Called once for each answer. */
   readonly observe?: (method: string, route: string, status: number, ms: number) => void;
   readonly limits?: Partial<HttpLimits>;

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { after as afterAll, before, describe, it } from "node:test";
 import { problems, type ProblemCode } from "../../infra/errors.js";
 import { shardOf } from "../../shards/ids.js";
+import { FakeCollector } from "../harness/collector.js";
 import { startStack, type TestStack } from "../harness/stack.js";
 import {
   after,
@@ -38,11 +39,18 @@ const rfc3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)$/;
 describe("clusters over HTTP", { timeout: 240_000 }, () => {
   let stack: TestStack;
   let map: ShardView[];
+  let collector: FakeCollector;
   before(async () => {
-    stack = await startStack();
+    collector = await FakeCollector.start();
+    stack = await startStack({
+      env: { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, OTEL_BSP_SCHEDULE_DELAY: "200" },
+    });
     map = await shardMap(stack, "east");
   });
-  afterAll(() => stack?.stop());
+  afterAll(async () => {
+    await stack?.stop();
+    collector.stop();
+  });
 
   const on = (
     dc: string,
@@ -349,6 +357,50 @@ describe("clusters over HTTP", { timeout: 240_000 }, () => {
     const id = at(idsOf(map, "east", "status", 1), 0);
     assert.equal(body(await on("east", "PUT", `/v1/clusters/${id}`, { name: "s", spec: {} }), 201)["status"], "active");
     assert.equal(body(await on("east", "PUT", `/v1/clusters/${id}`, { name: "t", spec: {} }), 200)["status"], "active");
+  });
+
+  it("shows a forwarded write and its copies as one trace, over all datacenters", async () => {
+    const traceId = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const id = at(idsOf(map, "west", "traced", 1), 0);
+    const answer = await on(
+      "east",
+      "PUT",
+      `/v1/clusters/${id}`,
+      { name: "n", spec: {} },
+      { traceparent: `00-${traceId}-00f067aa0ba902b7-01`, "x-request-id": "traced-request" },
+    );
+    body(answer, 201);
+    // Who did what, below what.
+    const wanted = {
+      "PUT /v1/clusters/{id} by east/n1": "the caller",
+      "forward by east/n1": "PUT /v1/clusters/{id} by east/n1",
+      "serve by west/n1": "forward by east/n1",
+      "owner transaction by west/n1": "serve by west/n1",
+      "publish by west/n1": "serve by west/n1",
+      "apply by central/n1": "serve by west/n1",
+      "apply by east/n1": "serve by west/n1",
+    };
+    await stack.until(
+      () => {
+        const spans = collector.spans.filter((span) => span.traceId === traceId);
+        const named = new Map(spans.map((span) => [span.spanId, `${span.name} by ${span.from}`]));
+        const above = (span: { parentSpanId: string | undefined }): string =>
+          span.parentSpanId === "00f067aa0ba902b7" ? "the caller" : (named.get(span.parentSpanId ?? "") ?? "nothing");
+        assert.deepEqual(Object.fromEntries(spans.map((span) => [named.get(span.spanId), above(span)])), wanted);
+        assert.equal(spans.length, Object.keys(wanted).length);
+        return true;
+      },
+      15_000,
+      "the whole trace is there",
+    );
+    const spans = collector.spans.filter((span) => span.traceId === traceId);
+    const attributes = Object.assign({}, ...spans.map((span) => span.attributes)) as Json;
+    const { shard, epoch, position } = placeOf(answer);
+    assert.deepEqual(
+      ["shard", "epoch", "position", "request_id"].map((name) => attributes[`hothot.${name}`]),
+      [shard, epoch, position, "traced-request"],
+    );
+    assert.equal(attributes["http.response.status_code"], 201);
   });
 
   describe("problems", () => {
