@@ -1,13 +1,17 @@
 import { parseArgs } from "node:util";
 import { catchUp } from "./catch-up.js";
 import { table } from "./figures.js";
+import { jobBytes } from "./job-bytes.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
 import { drain } from "./drain.js";
 import { falseTakeovers } from "./false-takeovers.js";
+import { restartJobs } from "./restart-jobs.js";
 import type { Scenario } from "./scenario.js";
 import { singlePuts } from "./single-puts.js";
+import { takeLatency } from "./take-latency.js";
 import { takeover } from "./takeover.js";
+import { tasks } from "./tasks.js";
 import { writeLatency } from "./write-latency.js";
 
 const scenarios: readonly Scenario[] = [
@@ -19,6 +23,10 @@ const scenarios: readonly Scenario[] = [
   catchUp,
   memory,
   singlePuts,
+  tasks,
+  takeLatency,
+  restartJobs,
+  jobBytes,
 ];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
@@ -30,12 +38,13 @@ Scenarios:
 ${scenarios.map(({ name, what }) => `  ${name.padEnd(16)} ${what}`).join("\n")}
 
 Options:
-  --seconds N   length of each measurement (default 10)
-  --runs N      repetitions of takeover and single-puts (default 3)
-  --shards N    shards of the stack (default 64; drain 384)
-  --rate W      writes per second, where a scenario has a rate
-  --json        print one JSON object per scenario (progress goes to stderr)
-  --help        this text
+  --scenario NAME  the same as NAME alone; may be given again
+  --seconds N      length of each measurement (default 10)
+  --runs N         repetitions of takeover and single-puts (default 3)
+  --shards N       shards of the stack (default 64; drain 384)
+  --rate W         writes per second, where a scenario has a rate
+  --json           print one JSON object per scenario (progress goes to stderr)
+  --help           this text
 
 Exit codes: 0 measured, 1 a measurement failed, 2 wrong usage.
 `;
@@ -91,11 +100,13 @@ function parse(argv: string[]): Options | string {
         runs: { type: "string", default: "3" },
         rate: { type: "string" },
         shards: { type: "string" },
+        scenario: { type: "string", multiple: true, default: [] },
         json: { type: "boolean", default: false },
         help: { type: "boolean", default: false },
       },
     });
-    const unknown = positionals.find((name) => !scenarios.some((scenario) => scenario.name === name));
+    const named = [...positionals, ...values.scenario];
+    const unknown = named.find((name) => !scenarios.some((scenario) => scenario.name === name));
     if (unknown !== undefined) return `there is no scenario ${unknown}`;
     const [seconds, runs] = [Number(values.seconds), Number(values.runs)];
     const rate = values.rate === undefined ? undefined : Number(values.rate);
@@ -105,7 +116,7 @@ function parse(argv: string[]): Options | string {
     const shards = values.shards === undefined ? undefined : Number(values.shards);
     if (shards !== undefined && !(Number.isInteger(shards) && shards >= 1 && shards <= 4096))
       return "--shards must be a whole number from 1 to 4096";
-    const chosen = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
+    const chosen = scenarios.filter(({ name }) => named.length === 0 || named.includes(name));
     return { chosen, seconds, runs, rate, shards, json: values.json, help: values.help };
   } catch (error) {
     return (error as Error).message;

@@ -1,7 +1,7 @@
 import { Client } from "../../services/demo/client.js";
 import { Group, until } from "../../services/demo/group.js";
 import { shardOf } from "../../shards/ids.js";
-import { startStack, type TestStack } from "../harness/stack.js";
+import { startStack, type TestStack, type TestStackOptions } from "../harness/stack.js";
 
 export interface BenchOptions {
   /** Length of each measurement, seconds. */
@@ -37,9 +37,13 @@ export interface Bench {
 }
 
 /** Runs `action` on a fresh stack, of which nothing stays. */
-export async function onStack<T>(options: BenchOptions, action: (bench: Bench) => Promise<T>): Promise<T> {
+export async function onStack<T>(
+  options: BenchOptions,
+  action: (bench: Bench) => Promise<T>,
+  more: TestStackOptions = {},
+): Promise<T> {
   options.tell("starting three datacenters");
-  const stack = await startStack(options.shards === undefined ? {} : { shards: options.shards });
+  const stack = await startStack({ ...more, ...(options.shards === undefined ? {} : { shards: options.shards }) });
   const client = new Client(Object.fromEntries(stack.dcs.map((dc) => [dc, stack.url(dc)])));
   try {
     const group = new Group(client);
