@@ -122,6 +122,7 @@ export async function createDatacenter(
   const events: EngineEvents = {
     owned: (shard, at, tenure) => dispatcher.onOwned(shard, at, tenure),
     lost: (shard) => dispatcher.onLost(shard),
+    uncertain: (list) => dispatcher.onUncertain(list),
     applied: ({ committedAt, differs = [] }, messages) => {
       retention.observe(messages);
       for (const differing of differs) damaged(differing.shard, [], differing);

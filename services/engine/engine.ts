@@ -121,6 +121,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     },
     uncertain: (list) => {
       for (const shard of list) publisher.wake(shard);
+      events.uncertain(list);
       inside.send({ wake: list });
     },
     published: (shard, at, position, deadline) => publisher.published(shard, at, position, deadline),

@@ -91,6 +91,8 @@ export interface EngineEvents {
   /** This node serves the shard from now on, as far as its lease allows. */
   owned(shard: ShardId, epoch: Epoch, tenure: Epoch): void;
   lost(shard: ShardId): void;
+  /** Writes of these shards were perhaps committed; whoever sent them was told that nobody knows. */
+  uncertain(shards: readonly ShardId[]): void;
   /** After each transaction of the applier. */
   applied(applied: Applied, messages: readonly Incoming[]): void;
   tookOver(shards: number, ms: number): void;

@@ -9,6 +9,7 @@ import { JobKeeper } from "./job-keeper.js";
 import type { JobOperations } from "./job-operations.js";
 import type { JobSource, KnownWorker } from "./job-source.js";
 import type { TaskOperations } from "./task-operations.js";
+import { againMs, Taker } from "./taker.js";
 import { TaskPool, type Wanted } from "./task-pool.js";
 import type { TakenTask } from "./views.js";
 import { unknownWorker } from "./worker-operations.js";
@@ -55,8 +56,6 @@ const mostPerTake = 100;
 const heldLimit = 2_000;
 /** A registration that was just made elsewhere may still be on its way. */
 const unknownWorkerGraceMs = 500;
-/** A worker that is full, or a write that was refused for the moment, is looked at again after this time. */
-const againMs = 250;
 
 /**
  * Hands out the tasks of the shards that this datacenter owns. Committed writes wake it up, so a take that waits on an
@@ -69,10 +68,12 @@ export class Dispatcher implements Service {
   readonly #log: Logger;
   readonly #pool: TaskPool;
   readonly #keeper: JobKeeper;
+  readonly #taker: Taker;
   /** In the order in which they came. */
   readonly #waiters = new Set<Waiter>();
   /** Of each take under way: ends its waiting. */
   readonly #takes = new Set<AbortController>();
+  readonly #stopped = new AbortController();
   #draining = false;
   #off: (() => void) | undefined;
   #ripener: { readonly at: number; readonly timer: Timer } | undefined;
@@ -91,6 +92,12 @@ export class Dispatcher implements Service {
       writesAtOnce: options.writesAtOnce ?? 64,
       onAvailable: (tasks) => this.#add(tasks),
     });
+    this.#taker = new Taker({
+      ...options,
+      log: this.#log,
+      offer: (tasks) => void this.#add(tasks),
+      stopped: this.#stopped.signal,
+    });
   }
 
   async start(): Promise<void> {
@@ -106,6 +113,7 @@ export class Dispatcher implements Service {
 
   async stop(): Promise<void> {
     await this.drain();
+    this.#stopped.abort();
     this.#off?.();
     this.#ripener?.timer.cancel();
     await this.#keeper.stop();
@@ -119,6 +127,12 @@ export class Dispatcher implements Service {
   onLost(shard: ShardId): void {
     this.#keeper.onLost(shard);
     this.#pool.removeShard(shard);
+  }
+
+  /** Writes of these shards were perhaps committed, and nobody was told: what they made available is looked for. */
+  onUncertain(shards: readonly ShardId[]): void {
+    const owned = new Set(this.#keeper.shards);
+    this.#keeper.lookAgain(shards.filter((shard) => owned.has(shard)));
   }
 
   /** Tasks that became available, by a write of this process or (told by it) of another one of the datacenter. */
@@ -178,9 +192,9 @@ export class Dispatcher implements Service {
         if (room > 0) candidates = await this.#wait(order, room, left, stop);
         else await this.#time.sleep(Math.min(left, againMs), stop);
       }
-      const taken = await this.#takeAll(candidates, order);
+      const taken = await this.#taker.takeAll(candidates, order.workerId, order.leaseMs);
       if (signal.aborted) {
-        await this.#giveBack(taken, order.workerId);
+        await this.#taker.giveBack(taken, order.workerId);
         return [];
       }
       if (taken.length > 0) return taken;
@@ -220,46 +234,6 @@ export class Dispatcher implements Service {
       stop.addEventListener("abort", over, { once: true });
       if (stop.aborted) over();
     });
-  }
-
-  async #takeAll(candidates: readonly OfferedTask[], order: TakeOrder): Promise<TakenTask[]> {
-    const tried = await Promise.all(candidates.map((task) => this.#takeOne(task, order)));
-    return tried.filter((task) => task !== undefined);
-  }
-
-  async #takeOne(task: OfferedTask, order: TakeOrder): Promise<TakenTask | undefined> {
-    try {
-      const deadline = this.#time.monotonic() + 5_000;
-      const take = this.#options.tasks.take(task, order.workerId, order.leaseMs);
-      const { outcome } = await this.#options.writer.write(take, {
-        durability: "local",
-        deadline,
-      });
-      return outcome.status === 200 ? (outcome.body as TakenTask) : undefined;
-    } catch (error) {
-      const code = error instanceof Problem ? error.code : undefined;
-      // After an unknown outcome the task may be taken: its lease brings it back.
-      if (code !== "not_owner" && code !== "outcome_unknown")
-        this.#add([{ ...task, notBefore: this.#time.wall() + againMs }]);
-      this.#log.warn("a task could not be taken", { task: task.id, shard: task.shard, error });
-      return undefined;
-    }
-  }
-
-  async #giveBack(taken: readonly TakenTask[], workerId: string): Promise<void> {
-    await Promise.all(
-      taken.map(async (task) => {
-        try {
-          const deadline = this.#time.monotonic() + 5_000;
-          await this.#options.writer.write(this.#options.tasks.release(task.id, workerId), {
-            durability: "local",
-            deadline,
-          });
-        } catch (error) {
-          this.#log.warn("a task could not be given back", { task: task.id, error });
-        }
-      }),
-    );
   }
 
   /** False when the pool is full. */

@@ -13,6 +13,8 @@ export interface OfferedTask {
   readonly labels: Readonly<Record<string, string>>;
   /** Not before this time, milliseconds since 1970; 0: at once. */
   readonly notBefore: number;
+  /** When its job was made, milliseconds since 1970: the oldest job comes first. */
+  readonly jobSince: number;
 }
 
 export interface JobListener {

@@ -27,6 +27,9 @@ export interface KeeperOptions {
   readonly onAvailable: (tasks: readonly OfferedTask[]) => boolean;
 }
 
+/** For one write: a shard that can't be written now must not keep the others waiting. */
+const writeMs = 3_000;
+
 /**
  * What happens to jobs by itself, in the shards that this datacenter owns: attempts of an earlier owner begin anew,
  * tasks whose lease ran out are offered again, schedules and expiries come due. Each look and each write is bounded, so
@@ -97,7 +100,7 @@ export class JobKeeper {
       if (this.#sinceReload >= this.#options.reloadMs) {
         this.#sinceReload = 0;
         this.lookAgain(this.shards);
-      }
+      } else if (this.#fresh.size > 0) this.lookAgain([]);
       if (!this.#scanning) {
         this.#scanning = true;
         void this.#guarded("scan leases and schedules", () => this.#scan()).finally(() => (this.#scanning = false));
@@ -136,7 +139,6 @@ export class JobKeeper {
 
   async #scan(): Promise<void> {
     if (this.#owned.size === 0) return;
-    if (this.#fresh.size > 0) this.lookAgain([]);
     const { source, batch, time, jobs, tasks } = this.#options;
     const now = time.wall();
     const [expired, due, clusters] = await Promise.all([
@@ -172,7 +174,7 @@ export class JobKeeper {
   #write(operation: Operation): Promise<Written> {
     return this.#options.writer.write(operation, {
       durability: "local",
-      deadline: this.#options.time.monotonic() + 10_000,
+      deadline: this.#options.time.monotonic() + writeMs,
     });
   }
 

@@ -69,6 +69,7 @@ export class PostgresJobSource implements JobSource {
         "tasks.clusterId",
         "tasks.name",
         "tasks.notBefore",
+        "jobs.createdAt",
         "clusters.labels",
       ])
       .where("tasks.status", "=", "waiting")
@@ -88,6 +89,7 @@ export class PostgresJobSource implements JobSource {
       name: row.name,
       labels: row.labels,
       notBefore: row.notBefore === null ? 0 : Date.parse(row.notBefore),
+      jobSince: Date.parse(row.createdAt),
     }));
   }
 

@@ -8,7 +8,11 @@ export const isVoid = (job: Pick<JobRow, "epoch">, work: Pick<Work, "tenure">): 
 
 export const timeOf = (ms: number): string => new Date(ms).toISOString();
 
-export function offeredTask(task: TaskRow, labels: Readonly<Record<string, string>>): OfferedTask {
+export function offeredTask(
+  task: TaskRow,
+  job: Pick<JobRow, "createdAt">,
+  labels: Readonly<Record<string, string>>,
+): OfferedTask {
   const { id, jobId, shard, tenant, clusterId, name, notBefore } = task;
   return {
     id,
@@ -19,6 +23,7 @@ export function offeredTask(task: TaskRow, labels: Readonly<Record<string, strin
     name,
     labels,
     notBefore: notBefore === null ? 0 : Date.parse(notBefore),
+    jobSince: Date.parse(job.createdAt),
   };
 }
 

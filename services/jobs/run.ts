@@ -251,7 +251,7 @@ export class JobRun {
 
   #offer(tasks: readonly TaskRow[]): void {
     const labels = this.#needCluster().labels;
-    const offered = tasks.map((task) => offeredTask(task, labels));
+    const offered = tasks.map((task) => offeredTask(task, this.#job, labels));
     this.#work.afterCommit(() => this.#context.events.offered(offered));
   }
 

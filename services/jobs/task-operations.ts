@@ -73,13 +73,17 @@ export class TaskOperations {
     });
   }
 
-  /** Gives back a task that was taken for a worker which has hung up: as if it had not been taken. */
-  release(taskId: string, workerId: string): Operation {
+  /**
+   * Gives back a task that was taken for a worker which did not get it: as if it had not been taken. With `leaseUntil` only if it
+   * was taken until then.
+   */
+  release(taskId: string, workerId: string, leaseUntil?: string): Operation {
     const { jobId, shard } = this.#parse(taskId);
     return this.#operation(jobId, shard, (work) => {
       const task = work.tasks(jobId).find((each) => each.id === taskId);
       const job = work.job(jobId);
       if (task?.status !== "taken" || task.workerId !== workerId || job === undefined) return nothing;
+      if (leaseUntil !== undefined && task.leaseUntil !== leaseUntil) return nothing;
       const back: TaskRow = {
         ...task,
         status: "waiting",

@@ -10,16 +10,23 @@ export interface Wanted {
   readonly labels?: Readonly<Record<string, string>> | undefined;
 }
 
+interface Entry {
+  readonly task: OfferedTask;
+  /** Of its arrival: the order of tasks of one job. */
+  readonly number: number;
+}
+
 /**
- * Tasks that may be taken, in memory, oldest first within a name. Bounded: what does not fit is left to the next look
- * into the database, and `overflowed` says that there is more.
+ * Tasks that may be taken, in memory, those of the oldest job first: what has begun ends before what is new, also where new jobs
+ * never cease to come. Bounded: what does not fit is left to the next look into the database, and `overflowed` says that there is more.
  */
 export class TaskPool {
   readonly #limit: number;
-  /** By tenant and name; the maps keep the order of arrival. */
-  readonly #ready = new Map<string, Map<string, OfferedTask>>();
+  /** By tenant and name, in the order in which they are handed out. */
+  readonly #ready = new Map<string, Entry[]>();
   readonly #delayed = new Map<string, OfferedTask>();
-  readonly #where = new Map<string, OfferedTask>();
+  readonly #where = new Map<string, Entry>();
+  #arrivals = 0;
   overflowed = false;
 
   constructor(limit: number) {
@@ -44,34 +51,36 @@ export class TaskPool {
       this.overflowed = true;
       return false;
     }
-    this.#where.set(task.id, task);
+    const entry = { task, number: this.#arrivals++ };
+    this.#where.set(task.id, entry);
     if (task.notBefore > now) this.#delayed.set(task.id, task);
-    else this.#group(task).set(task.id, task);
+    else this.#line(entry);
     return true;
   }
 
   remove(id: string): void {
-    const task = this.#where.get(id);
-    if (task === undefined) return;
+    const entry = this.#where.get(id);
+    if (entry === undefined) return;
     this.#where.delete(id);
-    this.#delayed.delete(id);
-    const key = keyOf(task.tenant, task.name);
-    const group = this.#ready.get(key);
-    group?.delete(id);
-    if (group?.size === 0) this.#ready.delete(key);
+    if (this.#delayed.delete(id)) return;
+    const key = keyOf(entry.task.tenant, entry.task.name);
+    const line = this.#ready.get(key) ?? [];
+    line.splice(placeIn(line, entry), 1);
+    if (line.length === 0) this.#ready.delete(key);
   }
 
   removeShard(shard: ShardId): void {
-    for (const task of [...this.#where.values()]) if (task.shard === shard) this.remove(task.id);
+    for (const { task } of [...this.#where.values()]) if (task.shard === shard) this.remove(task.id);
   }
 
   /** Tasks whose time has come are ready. True when there was one. */
   ripen(now: number): boolean {
     let any = false;
     for (const [id, task] of this.#delayed) {
-      if (task.notBefore > now) continue;
+      const entry = this.#where.get(id);
+      if (task.notBefore > now || entry === undefined) continue;
       this.#delayed.delete(id);
-      this.#group(task).set(id, task);
+      this.#line(entry);
       any = true;
     }
     return any;
@@ -79,31 +88,55 @@ export class TaskPool {
 
   /** Takes up to `max` ready tasks out of the pool. */
   pick(wanted: Wanted, max: number): OfferedTask[] {
-    const picked: OfferedTask[] = [];
     const keys =
       wanted.names === undefined
         ? [...this.#ready.keys()].filter((key) => key.startsWith(keyOf(wanted.tenant, "")))
-        : wanted.names.map((name) => keyOf(wanted.tenant, name));
-    for (const key of keys) {
-      for (const task of this.#ready.get(key)?.values() ?? []) {
-        if (picked.length >= max) break;
-        if (fits(task, wanted.labels)) picked.push(task);
+        : [...new Set(wanted.names)].map((name) => keyOf(wanted.tenant, name));
+    const heads = keys.map((key) => ({ line: this.#ready.get(key) ?? [], at: 0 }));
+    const picked: OfferedTask[] = [];
+    while (picked.length < max) {
+      let first: { head: (typeof heads)[number]; entry: Entry } | undefined;
+      for (const head of heads) {
+        while (head.at < head.line.length && !fits(head.line[head.at]?.task, wanted.labels)) head.at++;
+        const entry = head.line[head.at];
+        if (entry !== undefined && (first === undefined || isBefore(entry, first.entry))) first = { head, entry };
       }
+      if (first === undefined) break;
+      picked.push(first.entry.task);
+      first.head.at++;
     }
     for (const task of picked) this.remove(task.id);
     return picked;
   }
 
-  #group(task: OfferedTask): Map<string, OfferedTask> {
-    const key = keyOf(task.tenant, task.name);
-    let group = this.#ready.get(key);
-    if (group === undefined) this.#ready.set(key, (group = new Map<string, OfferedTask>()));
-    return group;
+  #line(entry: Entry): void {
+    const key = keyOf(entry.task.tenant, entry.task.name);
+    const line = this.#ready.get(key);
+    if (line === undefined) this.#ready.set(key, [entry]);
+    else line.splice(placeIn(line, entry), 0, entry);
   }
 }
 
 const keyOf = (tenant: string, name: string): string => `${tenant}\u0000${name}`;
 
-function fits(task: OfferedTask, labels: Wanted["labels"]): boolean {
-  return labels === undefined || Object.entries(labels).every(([name, value]) => task.labels[name] === value);
+const isBefore = (a: Entry, b: Entry): boolean =>
+  a.task.jobSince < b.task.jobSince || (a.task.jobSince === b.task.jobSince && a.number < b.number);
+
+/** Index of the entry in the ordered line, or where it belongs. */
+function placeIn(line: readonly Entry[], entry: Entry): number {
+  let [from, to] = [0, line.length];
+  while (from < to) {
+    const middle = (from + to) >> 1;
+    const there = line[middle];
+    if (there !== undefined && isBefore(there, entry)) from = middle + 1;
+    else to = middle;
+  }
+  return from;
+}
+
+function fits(task: OfferedTask | undefined, labels: Wanted["labels"]): boolean {
+  return (
+    task !== undefined &&
+    (labels === undefined || Object.entries(labels).every(([name, value]) => task.labels[name] === value))
+  );
 }

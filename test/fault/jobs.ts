@@ -37,7 +37,8 @@ interface Row extends Job {
 const stages = ["CREATE", "CONFIRM", "BOOTSTRAP", "INSTALL", "CONFIGURE", "INITIALIZE", "START"];
 const ended = ["complete", "failed", "cancelled"];
 const nodes = ["n1", "n2"];
-const endMs = 60_000;
+/** Without a task that was taken or a job that ended. */
+const quietMs = 60_000;
 
 /** Jobs over all datacenters while one after the other is killed and returns, until all have ended; then what is left of them is checked. */
 export async function runJobChaos(stack: TestStack, options: JobChaosOptions): Promise<JobChaosResult> {
@@ -96,17 +97,20 @@ class JobChaos {
     const { tell, jobs: count } = this.o;
     const started = this.#start(count);
     const killed: string[] = [];
-    const giveUp = performance.now() + endMs + 20_000 * this.o.kills;
+    let moved = { at: performance.now(), seen: "" };
     let jobs: string[] | undefined;
     void started.then((ids) => (jobs = ids)).catch(() => undefined);
     for (let going = count; going > 0 || killed.length < this.o.kills;) {
-      if (performance.now() > giveUp) throw new Error(`${going} jobs go on: ${await this.#why(jobs ?? [])}`);
+      if (performance.now() - moved.at > quietMs)
+        throw new Error(`${going} jobs go on, and nothing happens: ${await this.#why(jobs ?? [])}`);
       if (this.o.untilEnded || killed.length < this.o.kills) killed.push(await this.#kill(killed.at(-1)));
       else await pause(2_000);
       const found = jobs === undefined ? [] : await this.#rows(jobs);
       going = jobs === undefined ? count : found.filter((job) => !ended.includes(job.status)).length;
       this.#sendLate(found);
-      tell(`${killed.length} kills, ${killed.at(-1)} the last; ${going} of ${count} jobs go on`);
+      const tasks = this.taken.length;
+      if (`${going} ${tasks}` !== moved.seen) moved = { at: performance.now(), seen: `${going} ${tasks}` };
+      tell(`${killed.length} kills, ${killed.at(-1)} the last; ${going} of ${count} jobs go on, ${tasks} tasks taken`);
     }
     const ids = await started;
     await Promise.all(this.#late);

@@ -173,7 +173,7 @@ export class MemoryJobSource implements JobSource {
       if (task.status !== "waiting" || job?.status !== "running" || job.attempt !== task.attempt) continue;
       if (tenure === undefined || job.epoch < tenure || (after !== null && task.id <= after)) continue;
       const cluster = this.#store.rows.clusters.get(`${task.tenant}\u0000${task.clusterId}`);
-      found.push(offeredTask(task, cluster?.labels ?? {}));
+      found.push(offeredTask(task, job, cluster?.labels ?? {}));
     }
     return found.slice(0, limit);
   }

@@ -1,5 +1,6 @@
 import { seededRandom, type Random } from "../../infra/random.js";
 import type { Time } from "../../infra/clock.js";
+import { Problem } from "../../infra/errors.js";
 import type { Change, Needs, Operation, ShardWriter, Work, Written } from "../../replication/work.js";
 import { unfinished, type ClusterRow, type JobRow, type TaskRow, type WorkerRow } from "../../replication/entities.js";
 import { epoch, position, type Epoch, type Position, type ShardId } from "../../shards/ids.js";
@@ -43,6 +44,8 @@ export class MemoryShards implements ShardWriter {
   rows: Rows = { clusters: new Map(), jobs: new Map(), tasks: new Map(), workers: new Map() };
   /** Called before each write; may throw a Problem, as a shard does that is not owned any more. */
   before: (operation: Operation) => void = () => {};
+  /** What is heard of a commit: `late`, that it is in doubt since the lease ran out; `lost`, that, and nothing follows from it here. */
+  heard: (operation: Operation) => "told" | "late" | "lost" = () => "told";
   readonly #heads = new Map<ShardId, Head>();
   readonly #time: Pick<Time, "wall">;
   readonly #random: Random;
@@ -98,7 +101,9 @@ export class MemoryShards implements ShardWriter {
     this.rows = rows;
     this.records.push(...records);
     this.#heads.set(shard, head);
-    for (const action of afterCommit) action();
+    const heard = this.heard(operation);
+    if (heard !== "lost") for (const action of afterCommit) action();
+    if (heard !== "told") throw new Problem("outcome_unknown");
     return {
       outcome: structuredClone(outcome),
       epoch: head.epoch,

@@ -113,6 +113,7 @@ export async function startNode(o: NodeParts) {
     events: {
       owned: () => undefined,
       lost: () => undefined,
+      uncertain: () => undefined,
       applied: () => undefined,
       tookOver: () => undefined,
       inside: () => undefined,

@@ -234,6 +234,97 @@ test("a write that is refused for the moment does not lose the task", async (con
   assert.equal((await waiting).length, 1);
 });
 
+test("a take whose outcome nobody knows is undone, that one alone, long before its lease is over", async (context) => {
+  const { world, take } = await desk(context);
+  world.cluster("c1", { nodes: ["n1"] });
+  const id = world.start("c1");
+  let late = true;
+  world.store.heard = () => (late ? ((late = false), "late") : "told");
+  const waiting = take({ waitMs: 5_000 });
+  await world.time.advance(1_000);
+  const [task] = await waiting;
+  assert.equal(task?.input["try"], 1);
+  await world.time.advance(5_000);
+  assert.deepEqual(
+    world.tasksOf(id).map(({ status, tries }) => [status, tries]),
+    [["taken", 1]],
+  );
+  world.finish(task);
+});
+
+test("what a commit without an answer made available is found at once", async (context) => {
+  const { world, dispatcher, take } = await desk(context);
+  world.cluster("c1", { nodes: ["n1"] });
+  const waiting = take({ waitMs: 5_000 });
+  await settled();
+  world.store.heard = () => "lost";
+  assert.throws(() => world.start("c1"), code("outcome_unknown"));
+  world.store.heard = () => "told";
+  dispatcher.onUncertain([world.shard("c1")]);
+  await settled();
+  assert.equal((await waiting).length, 1);
+});
+
+test("jobs of a shard that can't be written keep no other shard's waiting", async (context) => {
+  const world = new JobWorld();
+  const ids = ["c1", "c2", "c3", "c4", "c5", "c6"];
+  for (const id of ids) world.cluster(id, { nodes: ["n1"] });
+  const jobs = ids.map((id) => world.start(id, "stop"));
+  for (let shard = 0; shard < shards; shard++) world.store.takeOver(shardId(shard), "west");
+  const stuck = world.shard("c1");
+  const write = world.store.write.bind(world.store);
+  world.store.write = async (operation, options) => {
+    if (operation.shard !== stuck) return write(operation, options);
+    await world.time.sleep(options.deadline - world.time.monotonic());
+    throw new Problem("unpublished_limit");
+  };
+  const { dispatcher } = await desk(context, {}, world);
+  const attempts = (): number[] => jobs.map((id) => world.job(id).attempt);
+  const wanted = ids.map((id) => (world.shard(id) === stuck ? 1 : 2));
+  assert.deepEqual(attempts(), wanted);
+  // Another shard comes while the first one's writes wait.
+  const other = world.shard(ids.find((id) => world.shard(id) !== stuck) ?? "");
+  world.store.takeOver(other, "west");
+  const head = world.store.head(other);
+  dispatcher.onOwned(other, head.epoch, head.tenure);
+  await world.time.advance(4_500);
+  assert.deepEqual(
+    attempts(),
+    wanted.map((attempt, index) => (world.shard(ids[index] ?? "") === other ? 3 : attempt)),
+  );
+  world.store.write = write;
+  await world.time.advance(8_000);
+  assert.ok(attempts().every((attempt) => attempt > 1));
+});
+
+test("the oldest job's tasks come first, whatever they are called and however many new jobs come", async (context) => {
+  const { world, take } = await desk(context);
+  const begun = ["c1", "c2", "c3"];
+  for (const id of begun) world.cluster(id, { nodes: ["n1"] });
+  for (const id of begun) {
+    world.start(id);
+    await world.time.advance(10);
+  }
+  const order: string[] = [];
+  for (let number = 0; number < 3 * 7; number++) {
+    world.cluster(`new-${number}`, { nodes: ["n1"] });
+    world.start(`new-${number}`);
+    const [task] = await take({ max: 1 });
+    order.push(`${task?.clusterId} ${task?.name}`);
+    world.finish(task!);
+  }
+  const stages = ["CREATE", "CONFIRM", "BOOTSTRAP", "INSTALL", "CONFIGURE", "INITIALIZE", "START"];
+  assert.deepEqual(
+    order,
+    begun.flatMap((id) => stages.map((stage) => `${id} ${stage}`)),
+  );
+  // Of one name and of one label, too.
+  assert.deepEqual(
+    (await take({ names: ["START", "CREATE", "CREATE"], max: 3 })).map((task) => task.clusterId),
+    ["new-0", "new-1", "new-2"],
+  );
+});
+
 test("schedules and expiries come due by themselves", async (context) => {
   const { world } = await desk(context);
   const at = world.time.wall() + 5_000;
