@@ -33,6 +33,8 @@ const flag = z.preprocess(
 /** Every setting: its name here, and in the environment as HOTHOT_ and upper case (`leaseMs` is HOTHOT_LEASE_MS). Units are in the names. */
 const schema = z.strictObject({
   group: siteName,
+  /** Of the log; a new one is begun only when a majority of the sites is gone for good (README.md, break-glass). */
+  logGeneration: whole(1, 1_000_000).default(1),
   dc: siteName.optional(),
   witness: siteName.optional(),
   node: z

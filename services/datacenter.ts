@@ -1,6 +1,6 @@
 import { systemTime, type Time } from "../infra/clock.js";
 import type { Config } from "../infra/config.js";
-import { asError, FatalError } from "../infra/errors.js";
+import { FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { createMetrics, type Metrics } from "../infra/metrics/index.js";
 import { LogStreams } from "../infra/nats/log-streams.js";
@@ -26,13 +26,13 @@ import { PostgresShardStore } from "../shards/postgres-store.js";
 import type { Command, Reply } from "./api.js";
 import { CallClient, CallServer, type Calls } from "./calls.js";
 import { Queries } from "./clusters/queries.js";
+import { databaseReady } from "./database-ready.js";
 import { createEngine } from "./engine/engine.js";
 import { closingNumber, goneMs, type EngineEvents, type WordGround } from "./engine/ground.js";
 import { createWord } from "./engine/word.js";
 import { CommandExecutor } from "./executor.js";
 import { Failback } from "./failback.js";
 import { callsOf } from "./group-calls.js";
-import { generation } from "./init.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
@@ -56,7 +56,7 @@ export async function createDatacenter(
   random: Random = systemRandom,
   tracing?: Tracing,
 ) {
-  const { site, node, group } = config;
+  const { site, node, group, logGeneration: generation } = config;
   const holder = `${node}-${random.token(8)}`;
   const links = await openLinks(config, log);
   const metrics: Metrics = createMetrics();
@@ -67,7 +67,7 @@ export async function createDatacenter(
   const control = new Database({ ...databaseOptions, connections: 5, name: `hothot ${node} control` });
   const data = new Database({ ...databaseOptions, connections: config.databaseConnections, name: `hothot ${node}` });
   const writes = new Database({ ...databaseOptions, connections: 3, name: `hothot ${node} writes`, pipeline: true });
-  await waitForDatabase(control, time, log);
+  await databaseReady(control, time, log);
   await control.migrate();
   const stopped = new AbortController();
   const meet = (size: { shards: number; partitions: number } | null) => () =>
@@ -391,26 +391,3 @@ export async function createDatacenter(
 
 /** What a process is made of, for the parts of services that stand on all of it. */
 export type DatacenterParts = Omit<Awaited<ReturnType<typeof createDatacenter>>, "moves">;
-
-const databaseWaitMs = 30_000;
-
-async function waitForDatabase(database: Database, time: Time, log: Logger): Promise<void> {
-  const deadline = time.monotonic() + databaseWaitMs;
-  for (;;) {
-    try {
-      await database.identity();
-      return;
-    } catch (error) {
-      const code = (error as { code?: string }).code ?? "";
-      if (["28P01", "28000", "3D000"].includes(code) || time.monotonic() > deadline)
-        throw new FatalError(
-          "database_unreachable",
-          `PostgreSQL can't be used: ${asError(error).message}`,
-          "Start it, or mend HOTHOT_DATABASE_URL (user, password, host, database).",
-          error,
-        );
-      log.debug("waits for PostgreSQL", { error: asError(error) });
-      await time.sleep(100);
-    }
-  }
-}

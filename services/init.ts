@@ -4,6 +4,7 @@ import type { Config } from "../infra/config.js";
 import { asError, FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { LogStreams } from "../infra/nats/log-streams.js";
+import type { Link } from "../infra/nats/messaging.js";
 import { jetStreamReady, StreamError } from "../infra/nats/streams.js";
 import { encodeBatch } from "../replication/record.js";
 import { batchId } from "../replication/ownership.js";
@@ -11,8 +12,6 @@ import { epoch, partitionOf, position, shardId, type SiteName } from "../shards/
 import { datacentersOf, decodeSiteSet, encodeSiteSet, replicasDue, type SiteSet } from "../shards/site-set.js";
 import { firstOwner, preferredLeader } from "../shards/successor.js";
 import { openLinks } from "./links.js";
-
-export const generation = 1;
 
 export interface GroupPlan {
   readonly datacenters: readonly SiteName[];
@@ -31,39 +30,14 @@ const patienceMs = 60_000;
 export async function initialise(config: Config, plan: GroupPlan, log: Logger): Promise<boolean> {
   const links = await openLinks(config, log);
   try {
-    const streams = new LogStreams(config.group, generation, links.routes);
+    const streams = new LogStreams(config.group, config.logGeneration, links.routes);
     const deadline = systemTime.monotonic() + patienceMs;
-    while (!(await jetStreamReady(links.main, 1_000))) {
-      if (systemTime.monotonic() > deadline)
-        throw new FatalError(
-          "no_majority",
-          "JetStream has no leader: a majority of the sites' NATS servers must run",
-          "Start the other sites' nats-server, then repeat.",
-        );
-      await systemTime.sleep(100);
-    }
+    await jetStreamLeads(links.main, deadline);
     const sites = [
       ...plan.datacenters.map((name) => ({ name, witness: false })),
       ...plan.witnesses.map((name) => ({ name, witness: true })),
     ];
-    const replicas = replicasDue(sites.length);
-    for (;;) {
-      try {
-        await streams.create(plan.partitions, replicas, 5_000);
-        break;
-      } catch (error) {
-        // While the servers still find each other there are too few peers for the replicas.
-        const temporary = !(error instanceof StreamError) || [10005, 10074, 10008].includes(error.errorCode);
-        if (!temporary || systemTime.monotonic() > deadline)
-          throw new FatalError(
-            "log_not_created",
-            `the log's streams can't be created: ${asError(error).message}`,
-            "See the logs of the nats-servers; all sites must run for this.",
-            error,
-          );
-        await systemTime.sleep(200);
-      }
-    }
+    await createStreams(streams, plan.partitions, replicasDue(sites.length), deadline);
     const known = await streams.readControl(2_000, 0);
     const set: SiteSet = {
       number: 1,
@@ -99,6 +73,44 @@ export async function initialise(config: Config, plan: GroupPlan, log: Logger): 
   }
 }
 
+/** @throws FatalError no_majority */
+export async function jetStreamLeads(link: Link, deadline: number): Promise<void> {
+  while (!(await jetStreamReady(link, 1_000))) {
+    if (systemTime.monotonic() > deadline)
+      throw new FatalError(
+        "no_majority",
+        "JetStream has no leader: a majority of the sites' NATS servers must run",
+        "Start the other sites' nats-server, then repeat.",
+      );
+    await systemTime.sleep(100);
+  }
+}
+
+/** @throws FatalError log_not_created */
+export async function createStreams(
+  streams: LogStreams,
+  partitions: number,
+  replicas: number,
+  deadline: number,
+): Promise<void> {
+  for (;;) {
+    try {
+      return await streams.create(partitions, replicas, 5_000);
+    } catch (error) {
+      // While the servers still find each other there are too few peers for the replicas.
+      const temporary = !(error instanceof StreamError) || [10005, 10074, 10008].includes(error.errorCode);
+      if (!temporary || systemTime.monotonic() > deadline)
+        throw new FatalError(
+          "log_not_created",
+          `the log's streams can't be created: ${asError(error).message}`,
+          "See the logs of the nats-servers; all sites must run for this.",
+          error,
+        );
+      await systemTime.sleep(200);
+    }
+  }
+}
+
 /** The first `open` of every shard: expected sequence 0 is legal here only. */
 async function openAll(streams: LogStreams, set: SiteSet, deadline: number): Promise<void> {
   const datacenters = datacentersOf(set);
@@ -109,7 +121,7 @@ async function openAll(streams: LogStreams, set: SiteSet, deadline: number): Pro
     const bytes = encodeBatch({
       header: {
         kind: "open",
-        generation,
+        generation: streams.generation,
         shard: id,
         epoch: epoch(1),
         owner,

@@ -6,6 +6,7 @@ import { createLogger, withoutSecrets } from "../infra/logger.js";
 import { openTracing } from "../infra/tracing.js";
 import { serve } from "./serve.js";
 import { initialise, planOf } from "./init.js";
+import { newGeneration } from "./new-generation.js";
 
 /** `serve` and `init`: what runs in production; the CLI starts it. */
 async function main(argv: readonly string[]): Promise<void> {
@@ -35,6 +36,16 @@ async function main(argv: readonly string[]): Promise<void> {
         );
       return Number(text);
     };
+    if (rest.includes("--new-generation")) {
+      const lost = await newGeneration(config, { datacenters: sites, witnesses }, log);
+      log.info("a new log generation begins with this datacenter's copy", {
+        generation: config.logGeneration,
+        sites,
+        witnesses,
+        tookOver: lost,
+      });
+      return;
+    }
     const plan = planOf({ datacenters: sites, witnesses }, whole("shards", 64) ?? 64, whole("partitions", undefined));
     const created = await initialise(config, plan, log);
     log.info(created ? "the group's log was created" : "the group's log is there already", {

@@ -230,7 +230,10 @@ export class Moves {
         `${String(reachable)} is alive: use a switchover; with \`force\` its sites withdraw their promises, and what it committed and did not publish becomes divergent.`,
       );
     if (this.#p.siteSets.set.sites.length < 3)
-      throw new Problem("no_majority", automaticTakeover(this.#p.siteSets.set).why ?? "There are too few sites.");
+      throw new Problem(
+        "no_majority",
+        "Two sites can't outvote one of them. If the other one is off for good, a new log can begin with this datacenter's copy (`hothot takeover --force` on a local stack; README.md, break-glass, elsewhere): you vouch that it stays off, and what it acknowledged and this copy does not have is divergent when it returns.",
+      );
     if (moves.length === 0)
       throw new Problem("already_moving", "There is nothing to take over: the shards have other owners already.");
   }

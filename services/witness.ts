@@ -10,7 +10,6 @@ import { Coordinator } from "../shards/coordinator.js";
 import { FileVotes } from "../shards/file-votes.js";
 import { Peers } from "../shards/peers.js";
 import { SiteWord } from "../shards/site-word.js";
-import { generation } from "./init.js";
 import { openLinks } from "./links.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
@@ -51,7 +50,7 @@ export async function serveWitness(
   const votes = new FileVotes(config.dataDir ?? "", group, site);
   const links = await openLinks(config, log);
   try {
-    const siteSets = new SiteSetWatch(new LogStreams(group, generation, links.routes), time, log);
+    const siteSets = new SiteSetWatch(new LogStreams(group, config.logGeneration, links.routes), time, log);
     const first = await siteSets.first(siteSetWaitMs);
     if (!first.sites.some((each) => each.name === site && each.witness))
       throw new FatalError("unknown_witness", `the group has no witness '${site}'`, "Mend HOTHOT_WITNESS.");

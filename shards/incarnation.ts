@@ -58,7 +58,6 @@ export async function meetDatabase(
     for (const [what, here, there] of [
       ["group", facts.group, meta.group_name],
       ["datacenter", facts.datacenter, meta.datacenter],
-      ["log generation", facts.generation, meta.generation],
       ["number of shards", size?.shards ?? meta.shards, meta.shards],
       ["number of partitions", size?.partitions ?? meta.partitions, meta.partitions],
     ] as const)
@@ -68,6 +67,23 @@ export async function meetDatabase(
           `the database belongs to ${what} '${there}', this process to '${here}'`,
           "Mend HOTHOT_DATABASE_URL, HOTHOT_GROUP or HOTHOT_DC: each datacenter has a database of its own.",
         );
+    if (meta.generation > facts.generation)
+      throw new FatalError(
+        "wrong_generation",
+        `the database follows the log's generation ${meta.generation}, this process generation ${facts.generation}`,
+        `Set HOTHOT_LOG_GENERATION=${meta.generation}.`,
+      );
+    // A new log was begun while this datacenter was away. Nothing is served by what the old one said; a copy is loaded, and
+    // what the new log's beginning does not hold is found to be divergent on the way.
+    if (meta.generation < facts.generation && size !== null) {
+      options.log.warn("the log has a new generation: this datacenter's copy is brought to it", {
+        from: meta.generation,
+        to: facts.generation,
+      });
+      await client.query("UPDATE meta SET generation = $1", [facts.generation]);
+      await client.query("UPDATE partition_progress SET sequence = 0");
+      await close(client, options.closing);
+    }
     await client.query(
       "INSERT INTO shard_head (shard, partition) SELECT s, s % $2 FROM generate_series(0, $1 - 1) AS s ON CONFLICT DO NOTHING",
       [meta.shards, meta.partitions],

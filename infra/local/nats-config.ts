@@ -4,6 +4,8 @@ export const natsHeartbeatUser = "hothot-hb";
 export interface NatsConfig {
   /** The site's name; also the server's. */
   readonly name: string;
+  /** Servers of another cluster's name are refused. */
+  readonly cluster: string;
   readonly clientPort: number;
   readonly clusterPort: number;
   readonly monitorPort: number;
@@ -48,7 +50,7 @@ ${config.routes.length === 0 ? "" : clusterBlock(config)}`;
 function clusterBlock(config: NatsConfig): string {
   const routes = config.routes.map((address) => quoted(`nats://route:${config.password}@${address}`));
   return `cluster {
-  name: "hothot"
+  name: ${quoted(config.cluster)}
   listen: "127.0.0.1:${config.clusterPort}"
   ${config.advertise === undefined ? "" : `advertise: ${quoted(config.advertise)}`}
   # Clients know the sites' addresses; told others, they would go round a proxy between sites.

@@ -42,6 +42,12 @@ export interface StackFile {
   readonly env: Readonly<Record<string, string>>;
   /** The group's log has been created. */
   readonly initialised: boolean;
+  /** Of the log; absent: 1. */
+  readonly generation?: number;
+  /** Whose copy the log's present generation begins with. */
+  readonly primary?: string;
+  /** Sites that are not of the present generation: they were off when it began. */
+  readonly left?: readonly SiteEntry[];
 }
 
 /** What the caller asks for; what is left out is as it was, or the default. */
@@ -174,9 +180,32 @@ export function changedStack(dir: string, stack: StackFile, options: StackOption
   });
 }
 
+/** The stack whose log begins anew with the copy of `primary`, and with these sites; the others are left. */
+export function regenerated(stack: StackFile, primary: string, sites: readonly SiteEntry[]): StackFile {
+  const names = sites.map((site) => site.name);
+  return checked({
+    ...stack,
+    sites,
+    left: [...stack.sites, ...(stack.left ?? [])].filter((site) => !names.includes(site.name)),
+    generation: (stack.generation ?? 1) + 1,
+    primary,
+    initialised: false,
+  });
+}
+
+/** The entry that a datacenter of this name gets, or had before it was left. @throws FatalError bad_option */
+export function entryFor(stack: StackFile, name: string): SiteEntry {
+  const before = stack.left?.find((site) => site.name === name);
+  if (before !== undefined) return before;
+  const all = [...stack.sites, ...(stack.left ?? [])];
+  const slot = Math.max(0, ...all.filter((site) => site.kind === "datacenter").map((site) => site.slot)) + 1;
+  if (slot >= maxSites)
+    throw new FatalError("bad_option", "There are no ports for one more datacenter.", "Use another --port-base range.");
+  return { name, kind: "datacenter", slot };
+}
+
 /** The stack with one more datacenter. @throws FatalError bad_option, not_available */
 export function addedSite(stack: StackFile, name: string): StackFile {
-  const slots = stack.sites.filter((site) => site.kind === "datacenter").map((site) => site.slot);
   if (stack.rttMs !== null)
     throw new FatalError(
       "not_available",
@@ -189,10 +218,11 @@ export function addedSite(stack: StackFile, name: string): StackFile {
       "The NATS server of a lone site is no cluster, so no other one can join it.",
       "Start a stack of two or more sites (`hothot up --dcs a,b`).",
     );
-  const slot = Math.max(...slots) + 1;
-  if (slot >= maxSites)
-    throw new FatalError("bad_option", "There are no ports for one more datacenter.", "Use another --port-base range.");
-  return checked({ ...stack, sites: [...stack.sites, { name, kind: "datacenter", slot }] });
+  return checked({
+    ...stack,
+    sites: [...stack.sites, entryFor(stack, name)],
+    left: (stack.left ?? []).filter((site) => site.name !== name),
+  });
 }
 
 function checked(stack: StackFile): StackFile {

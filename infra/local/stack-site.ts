@@ -118,6 +118,7 @@ export class StackSite {
     return {
       ...env,
       HOTHOT_GROUP: "local",
+      ...(this.#stack.generation === undefined ? {} : { HOTHOT_LOG_GENERATION: String(this.#stack.generation) }),
       ...(kind === "witness"
         ? { HOTHOT_WITNESS: this.name, HOTHOT_DATA_DIR: path.join(this.#dir, "data") }
         : { HOTHOT_DC: this.name }),
@@ -150,8 +151,12 @@ export class StackSite {
     const routes = this.#links?.routePorts(this.name) ?? others.map((site) => this.#ports.natsCluster(site.slot));
     // A server reckons with as many members as it has routes, so one that is dialled by others lists itself instead; it ignores such a route.
     while (others.length > 0 && routes.length < this.#stack.sites.length) routes.push(this.#ports.natsCluster(slot));
+    // A generation has a cluster and a store of its own: a server that was left can't come back with the old log.
+    const generation = this.#stack.generation ?? 1;
+    const own = generation === 1 ? "" : `-g${generation}`;
     return new NatsServer({
       name: this.name,
+      cluster: `hothot${own}`,
       clientPort: this.#ports.natsClient(slot),
       clusterPort: this.#ports.natsCluster(slot),
       monitorPort: this.#ports.natsMonitor(slot),
@@ -159,7 +164,7 @@ export class StackSite {
       routes: routes.map((port) => `127.0.0.1:${port}`),
       // Servers tell each other where others are reached; over proxies that must lead nowhere, or they would go round them.
       ...(this.#links === undefined ? {} : { advertise: "127.0.0.1:1" }),
-      dir: path.join(this.#dir, "nats"),
+      dir: path.join(this.#dir, `nats${own}`),
       ...this.#files("nats"),
     });
   }

@@ -11,8 +11,10 @@ import { forgetServer } from "./nats-members.js";
 import {
   addedSite,
   changedStack,
+  entryFor,
   newStack,
   readStackFile,
+  regenerated,
   requireRoom,
   writeStackFile,
   type SiteEntry,
@@ -194,7 +196,34 @@ export class LocalStack {
 
   /** The entry that a datacenter of this name would get. @throws FatalError bad_option */
   nextSite(name: string): SiteEntry {
-    return addedSite(this.#file, name).sites.at(-1) as SiteEntry;
+    return entryFor(this.#file, name);
+  }
+
+  /**
+   * Begins the log anew with the copy of `primary`, and with these sites: those of the stack that stay, and perhaps one more
+   * datacenter. All of them stop for some seconds. `up` goes on where this was interrupted.
+   * @throws FatalError still_running when a site that is left has a process
+   */
+  async beginGeneration(primary: string, names: readonly string[], say: Say = () => undefined): Promise<void> {
+    await this.#exclusively(say, async () => {
+      const known = new Map(this.#file.sites.map((entry) => [entry.name, entry]));
+      const entries = names.map((name) => known.get(name) ?? entryFor(this.#file, name));
+      const leaves = this.sites.filter((site) => !names.includes(site.name));
+      const running = leaves.filter((site) => site.processes().length > 0);
+      if (running.length > 0)
+        throw new FatalError(
+          "still_running",
+          `${running.map((site) => site.name).join(", ")} has processes, so it is not off.`,
+          "Whoever is left behind must not serve: end it first (`hothot simulate crash`).",
+        );
+      say("stopping the sites that stay ...");
+      for (const site of this.sites) site.signal("SIGCONT");
+      await allOf(this.sites.map((site) => site.stopNodes()));
+      await allOf(this.sites.map((site) => site.nats.stop()));
+      await this.links?.stop();
+      this.#file = regenerated(this.#file, primary, entries);
+      await this.#startAll(say);
+    });
   }
 
   /**
@@ -286,8 +315,8 @@ export class LocalStack {
   }
 
   async #initialise(): Promise<void> {
-    const { shards, partitions, sites } = this.#file;
-    const first = this.datacenters[0];
+    const { shards, partitions, sites, primary } = this.#file;
+    const first = primary === undefined ? this.datacenters[0] : this.site(primary);
     if (first === undefined) return;
     const names = sites.filter((site) => site.kind === "datacenter").map((site) => site.name);
     const witness = sites.find((site) => site.kind === "witness")?.name;
@@ -296,10 +325,9 @@ export class LocalStack {
       "--sites",
       names.join(","),
       ...(witness === undefined ? [] : ["--witness", witness]),
-      "--shards",
-      String(shards),
+      ...(primary === undefined ? ["--shards", String(shards)] : ["--new-generation"]),
     ];
-    if (partitions !== null) args.push("--partitions", String(partitions));
+    if (partitions !== null && primary === undefined) args.push("--partitions", String(partitions));
     try {
       const run = promisify(execFile)(process.execPath, ["--enable-source-maps", mainProgram, ...args], {
         cwd: "/",

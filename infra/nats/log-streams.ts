@@ -1,6 +1,7 @@
 import {
   append,
   createStream,
+  deleteStream,
   firstSince,
   purgeBelow,
   readFrom,
@@ -129,6 +130,13 @@ export class LogStreams {
         replicas,
         timeoutMs,
       );
+  }
+
+  /** Removes all streams of this generation that are there. @throws StreamError, NoAnswer */
+  async destroy(partitions: number, timeoutMs: number): Promise<void> {
+    const names = Array.from({ length: partitions }, (_, partition) => this.stream(partition));
+    for (const name of [this.controlStream, this.objects.stream, ...names])
+      await deleteStream(this.#link(0), name, timeoutMs);
   }
 
   stateOf(which: GroupStream, timeoutMs: number): Promise<StreamState | undefined> {

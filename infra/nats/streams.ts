@@ -240,6 +240,15 @@ export async function createStream(
   );
 }
 
+/** Nothing happens when it is not there. @throws StreamError, NoAnswer */
+export async function deleteStream(link: Link, stream: string, timeoutMs: number): Promise<void> {
+  try {
+    await callApi(link, `STREAM.DELETE.${stream}`, undefined, timeoutMs);
+  } catch (error) {
+    if (!(error instanceof StreamError) || error.errorCode !== 10059) throw error;
+  }
+}
+
 /** @returns undefined when there is no such stream. @throws NoAnswer | StreamError */
 export async function streamState(link: Link, stream: string, timeoutMs: number): Promise<StreamState | undefined> {
   try {

@@ -36,6 +36,7 @@ async function add(session: Session, name: string, rebalance: boolean): Promise<
     session.show({ action: "add", dc: name, site: stack?.nextSite(name), rebalance });
     return 0;
   }
+  if (stack !== undefined && stack.file.sites.length < 2) return addToOne(session, stack, name, rebalance);
   if (stack !== undefined) await stack.startSite(name, (text) => session.say(text));
   const members = await join(session, name);
   if (stack === undefined) {
@@ -53,6 +54,26 @@ async function add(session: Session, name: string, rebalance: boolean): Promise<
     if (code !== 0) return code;
   }
   session.show(members, `${name} serves at ${LocalStack.open(session.dir).url(name)}`);
+  return 0;
+}
+
+/**
+ * The NATS server of a lone site is no cluster, so nobody can join it while it runs: the log begins anew with both sites, and
+ * the one that was there stops for some seconds.
+ */
+async function addToOne(session: Session, stack: LocalStack, name: string, rebalance: boolean): Promise<number> {
+  const [alone] = stack.datacenters;
+  if (alone === undefined) throw new Failure("not_available", "There is no datacenter to copy from.");
+  await stack.beginGeneration(alone.name, [alone.name, name], (text) => session.say(text));
+  if (rebalance) {
+    await seenServing(session, name);
+    const code = await runMove(session, "/v1/rebalances", {}, loadMs);
+    if (code !== 0) return code;
+  }
+  session.show(
+    { datacenters: [alone.name, name], generation: stack.file.generation },
+    `${name} serves at ${stack.url(name)}`,
+  );
   return 0;
 }
 

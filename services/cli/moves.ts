@@ -1,5 +1,6 @@
 import type { Command } from "commander";
 import { pause } from "../../infra/local/wait.js";
+import { breakGlass, majorityIsOff } from "./break-glass.js";
 import type { Client } from "./client.js";
 import { Failure, UsageError } from "./failure.js";
 import type { Row } from "./output.js";
@@ -46,7 +47,7 @@ export function addMoves(program: Command): void {
     .option("--to <dc>", "the next owner (default: chosen among the survivors)")
     .option(
       "--force",
-      "without the votes of a majority: you vouch that the former owner is off, and what it did not publish is lost until it returns",
+      "although the owner is reachable, or (where a majority of sites is off) with a new log: you vouch that the former owner is off, and what it did not publish is divergent when it returns",
     );
 }
 
@@ -62,6 +63,13 @@ function moveVerb(program: Command, name: string, path: string, description: str
         (options.dc === undefined) === (options.shard === undefined)
       )
         throw new UsageError("give either --dc or --shard");
+      const { stack } = session;
+      if (name === "takeover" && options.force === true && options.dc !== undefined && stack !== undefined)
+        if (majorityIsOff(stack))
+          return breakGlass(session, stack, {
+            dc: options.dc,
+            ...(options.to === undefined ? {} : { to: options.to }),
+          });
       return move(session, path, options);
     }),
   );

@@ -89,6 +89,7 @@ export async function startNats(
     names.map((name, i) => {
       const server = new NatsServer({
         name,
+        cluster: "hothot",
         clientPort: plan.natsClient(i + 1),
         clusterPort: plan.natsCluster(i + 1),
         monitorPort: plan.natsMonitor(i + 1),

@@ -1,0 +1,43 @@
+import type { LocalStack } from "../../infra/local/stack.js";
+import { Failure } from "./failure.js";
+import type { Session } from "./session.js";
+
+const works = (site: LocalStack["sites"][number]): boolean =>
+  site.nats.process() !== undefined && site.nodes.some((node) => node.process() !== undefined);
+
+/** No majority of the stack's sites works, so that neither votes nor the log can be had. */
+export function majorityIsOff(stack: LocalStack): boolean {
+  const { sites } = stack;
+  return 2 * sites.filter(works).length <= sites.length;
+}
+
+/**
+ * Takes over what the log can't give: the sites that work begin a new log with the copy of one of them.
+ * @returns the exit code
+ */
+export async function breakGlass(
+  session: Session,
+  stack: LocalStack,
+  options: { readonly dc: string; readonly to?: string },
+): Promise<number> {
+  stack.site(options.dc);
+  const { sites } = stack;
+  const stay = sites.filter(works);
+  const primary = options.to ?? stay.find((site) => site.entry.kind === "datacenter")?.name;
+  if (primary === undefined || !stay.some((site) => site.name === primary && site.entry.kind === "datacenter"))
+    throw new Failure("not_available", `${primary ?? "No datacenter"} works, so there is no copy to go on with.`, {
+      wayOut: "Start one again (`hothot simulate restart`).",
+    });
+  const left = sites.filter((site) => !stay.includes(site)).map((site) => site.name);
+  const generation = (stack.file.generation ?? 1) + 1;
+  const plan = { action: "new_generation", generation, primary, sites: stay.map((site) => site.name), left };
+  const consequence = `log generation ${generation} begins with the copy of ${primary}, which then owns every shard; ${left.join(" and ")} must stay off: what was acknowledged there and is not in this copy becomes divergent when it comes back (\`hothot dc add\`)`;
+  if (session.dryRun) {
+    session.show({ ...plan, consequence }, consequence);
+    return 0;
+  }
+  session.say(consequence);
+  await stack.beginGeneration(primary, plan.sites, (text) => session.say(text));
+  session.show(plan, `${primary} owns every shard in log generation ${generation}; left: ${left.join(", ")}`);
+  return 0;
+}
