@@ -1,7 +1,10 @@
 import { parseArgs } from "node:util";
+import { bulk } from "./bulk.js";
 import { catchUp } from "./catch-up.js";
+import { digestCpu } from "./digest-cpu.js";
 import { table } from "./figures.js";
 import { jobBytes } from "./job-bytes.js";
+import { logBytes } from "./log-bytes.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
 import { drain } from "./drain.js";
@@ -9,9 +12,11 @@ import { falseTakeovers } from "./false-takeovers.js";
 import { restartJobs } from "./restart-jobs.js";
 import type { Scenario } from "./scenario.js";
 import { singlePuts } from "./single-puts.js";
+import { snapshot } from "./snapshot.js";
 import { takeLatency } from "./take-latency.js";
 import { takeover } from "./takeover.js";
 import { tasks } from "./tasks.js";
+import { throughput } from "./throughput.js";
 import { writeLatency } from "./write-latency.js";
 
 const scenarios: readonly Scenario[] = [
@@ -27,6 +32,11 @@ const scenarios: readonly Scenario[] = [
   takeLatency,
   restartJobs,
   jobBytes,
+  throughput,
+  bulk,
+  snapshot,
+  logBytes,
+  digestCpu,
 ];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
@@ -42,6 +52,8 @@ Options:
   --seconds N      length of each measurement (default 10)
   --runs N         repetitions of takeover and single-puts (default 3)
   --shards N       shards of the stack (default 64; drain 384)
+  --rows N         rows of each import of bulk (default 100000); writes that catch-up's datacenter misses at least
+  --mb N           megabytes of the shard of snapshot (default 200)
   --rate W         writes per second, where a scenario has a rate
   --json           print one JSON object per scenario (progress goes to stderr)
   --help           this text
@@ -86,6 +98,8 @@ interface Options {
   readonly runs: number;
   readonly rate: number | undefined;
   readonly shards: number | undefined;
+  readonly rows: number | undefined;
+  readonly mb: number | undefined;
   readonly json: boolean;
   readonly help: boolean;
 }
@@ -101,6 +115,8 @@ function parse(argv: string[]): Options | string {
         rate: { type: "string" },
         shards: { type: "string" },
         scenario: { type: "string", multiple: true, default: [] },
+        rows: { type: "string" },
+        mb: { type: "string" },
         json: { type: "boolean", default: false },
         help: { type: "boolean", default: false },
       },
@@ -116,8 +132,14 @@ function parse(argv: string[]): Options | string {
     const shards = values.shards === undefined ? undefined : Number(values.shards);
     if (shards !== undefined && !(Number.isInteger(shards) && shards >= 1 && shards <= 4096))
       return "--shards must be a whole number from 1 to 4096";
+    const rows = values.rows === undefined ? undefined : Number(values.rows);
+    if (rows !== undefined && !(Number.isInteger(rows) && rows >= 1 && rows <= 10_000_000))
+      return "--rows must be a whole number from 1 to 10000000";
+    const mb = values.mb === undefined ? undefined : Number(values.mb);
+    if (mb !== undefined && !(Number.isInteger(mb) && mb >= 1 && mb <= 10_000))
+      return "--mb must be a whole number from 1 to 10000";
     const chosen = scenarios.filter(({ name }) => named.length === 0 || named.includes(name));
-    return { chosen, seconds, runs, rate, shards, json: values.json, help: values.help };
+    return { chosen, seconds, runs, rate, shards, rows, mb, json: values.json, help: values.help };
   } catch (error) {
     return (error as Error).message;
   }

@@ -1,3 +1,8 @@
+import { natsUser } from "../../infra/local/nats-config.js";
+import { silentLogger } from "../../infra/logger.js";
+import { LogStreams } from "../../infra/nats/log-streams.js";
+import { NatsLink } from "../../infra/nats/nats-link.js";
+import { Database } from "../../infra/postgres/database.js";
 import { Client } from "../../services/demo/client.js";
 import { Group, until } from "../../services/demo/group.js";
 import { shardOf } from "../../shards/ids.js";
@@ -12,6 +17,10 @@ export interface BenchOptions {
   readonly rate: number | undefined;
   /** Shards of the stack; undefined: the scenario's own number, or the usual 64. */
   readonly shards?: number | undefined;
+  /** Rows of a load; undefined: the scenario's own number. */
+  readonly rows?: number | undefined;
+  /** Megabytes of what is copied; undefined: the scenario's own number. */
+  readonly mb?: number | undefined;
   readonly tell: (line: string) => void;
 }
 
@@ -34,6 +43,10 @@ export interface Bench {
   readonly owners: ReadonlyMap<number, string>;
   /** `count` cluster ids of shards that `dc` owns. */
   idsOf(dc: string, count: number): string[];
+  /** Asks a datacenter's own database. */
+  query(dc: string, sql: string): Promise<readonly Readonly<Record<string, unknown>>[]>;
+  /** Bytes in the log, all partitions, one replica of each. */
+  logBytes(): Promise<number>;
 }
 
 /** Runs `action` on a fresh stack, of which nothing stays. */
@@ -44,6 +57,16 @@ export async function onStack<T>(
 ): Promise<T> {
   options.tell("starting three datacenters");
   const stack = await startStack({ ...more, ...(options.shards === undefined ? {} : { shards: options.shards }) });
+  const databases = new Map<string, Database>();
+  const query: Bench["query"] = async (dc, sql) => {
+    let database = databases.get(dc);
+    if (database === undefined) {
+      const url = stack.stack.site(dc).postgres?.url() ?? "";
+      database = new Database({ url, connections: 1, name: "bench", log: silentLogger });
+      databases.set(dc, database);
+    }
+    return (await database.pool.query<Record<string, unknown>>(sql)).rows;
+  };
   const client = new Client(Object.fromEntries(stack.dcs.map((dc) => [dc, stack.url(dc)])));
   try {
     const group = new Group(client);
@@ -51,10 +74,39 @@ export async function onStack<T>(
     if (why !== null) throw new Error(`the stack is not ready: ${why}`);
     const owners = await group.owners(stack.dcs[0] ?? "");
     if (owners === null) throw new Error("not every shard has an owner");
-    return await action({ stack, client, group, owners, idsOf: (dc, count) => idsOf(owners, dc, count) });
+    return await action({
+      stack,
+      client,
+      group,
+      owners,
+      idsOf: (dc, count) => idsOf(owners, dc, count),
+      query,
+      logBytes: () => logBytes(stack),
+    });
   } finally {
+    await Promise.allSettled([...databases.values()].map((database) => database.close()));
     client.close();
     await stack.stop();
+  }
+}
+
+async function logBytes(stack: TestStack): Promise<number> {
+  const [dc = ""] = stack.dcs;
+  const { partitions } = (await stack.request(dc, "GET", "/v1/topology")).body as { partitions: number };
+  const link = await NatsLink.open({
+    servers: [stack.stack.site(dc).nats.url(natsUser)],
+    name: "bench",
+    waitMs: 5_000,
+    log: silentLogger,
+  });
+  try {
+    const streams = new LogStreams("local", 1, [link]);
+    let bytes = 0;
+    for (let partition = 0; partition < partitions; partition++)
+      bytes += (await streams.state(partition, 5_000))?.bytes ?? 0;
+    return bytes;
+  } finally {
+    await link.close();
   }
 }
 

@@ -57,8 +57,8 @@ export function putBytes(url: URL, path: string, body: unknown): Buffer {
   );
 }
 
-/** Head and body together; null while the head is not whole. */
-function answerLength(got: Buffer): number | null {
+/** Of an HTTP answer: head and body together; null while the head is not whole. */
+export function answerLength(got: Buffer): number | null {
   const end = got.indexOf("\r\n\r\n");
   if (end < 0) return null;
   const length = /\r\ncontent-length: *(\d+)/i.exec(got.subarray(0, end).toString("latin1"));
