@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync 
 import path from "node:path";
 import { promisify } from "node:util";
 import { FatalError, asError } from "../errors.js";
+import { copyData, slotName, writeOwned } from "./postgres-copy.js";
 import type { PostgresBinaries } from "./postgres-binaries.js";
 import { commandAs, giveTo, postgresUser } from "./postgres-user.js";
 import { endProcess, isAlive, launch, running, startTimeOf, type ProcessId } from "./processes.js";
@@ -47,6 +48,48 @@ export class PostgresServer {
 
   url(database = "hothot"): string {
     return `postgres://${user}:${this.#options.password}@127.0.0.1:${this.#options.port}/${database}`;
+  }
+
+  /** With a second server: whoever connects finds the one that takes writes. */
+  urlWith(other: PostgresServer): string {
+    return this.url().replace(/@([^/]*)\//, `@$1,127.0.0.1:${other.#options.port}/`);
+  }
+
+  get logFile(): string {
+    return this.#options.logFile;
+  }
+
+  /** Whether its data is that of a standby. */
+  get follows(): boolean {
+    return existsSync(path.join(this.#data, "standby.signal"));
+  }
+
+  /** Becomes a standby of a running server, with a copy of its data. It does not run. */
+  async copyOf(primary: PostgresServer): Promise<void> {
+    await copyData(primary.url("postgres"), primary.#data, this.#data);
+    const { port, password } = primary.#options;
+    writeOwned(
+      path.join(this.#data, "postgresql.auto.conf"),
+      `primary_conninfo = 'host=127.0.0.1 port=${port} user=${user} password=${password}'\nprimary_slot_name = '${slotName}'\n`,
+    );
+    writeOwned(path.join(this.#data, "standby.signal"), "");
+  }
+
+  /** Whether commits wait for a standby; also while it runs. */
+  configure(how: { readonly synchronous: boolean }): void {
+    writeOwned(
+      path.join(this.#data, "postgresql.auto.conf"),
+      how.synchronous ? "synchronous_standby_names = '*'\n" : "synchronous_standby_names = ''\n",
+    );
+    const process_ = this.process();
+    if (process_ !== undefined) process.kill(process_.pid, "SIGHUP");
+  }
+
+  /** A standby that runs begins to take writes, soon. */
+  promote(): void {
+    const process_ = this.process();
+    writeOwned(path.join(this.#data, "promote"), "");
+    if (process_ !== undefined) process.kill(process_.pid, "SIGUSR1");
   }
 
   process(): ProcessId | undefined {

@@ -30,6 +30,8 @@ export interface StackFile {
   readonly portBase: number;
   /** Hothot processes of each datacenter. */
   readonly nodes: number;
+  /** Each datacenter's PostgreSQL has a synchronous standby. */
+  readonly standby?: boolean;
   /** Milliseconds that the proxies between sites add; null: there are no proxies. */
   readonly rttMs: number | null;
   readonly worker: boolean;
@@ -58,6 +60,7 @@ export interface StackOptions {
   readonly partitions?: number;
   readonly portBase?: number;
   readonly nodes?: number;
+  readonly standby?: boolean;
   readonly rttMs?: number;
   readonly worker?: boolean;
   readonly cooprPort?: number;
@@ -134,6 +137,7 @@ export function newStack(options: StackOptions): StackFile {
     partitions: options.partitions ?? null,
     portBase: options.portBase ?? 8100,
     nodes: options.nodes ?? 1,
+    ...(options.standby === true ? { standby: true } : {}),
     rttMs: options.rttMs ?? null,
     worker: options.worker ?? true,
     cooprPort: options.cooprPort ?? null,
@@ -172,6 +176,7 @@ export function changedStack(dir: string, stack: StackFile, options: StackOption
     ...stack,
     portBase: options.portBase ?? stack.portBase,
     nodes: options.nodes ?? stack.nodes,
+    ...(options.standby === true ? { standby: true } : {}),
     rttMs: options.rttMs ?? stack.rttMs,
     worker: options.worker ?? stack.worker,
     cooprPort: options.cooprPort ?? stack.cooprPort,

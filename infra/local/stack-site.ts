@@ -5,6 +5,7 @@ import { natsHeartbeatUser, natsUser } from "./nats-config.js";
 import { NatsServer } from "./nats-server.js";
 import { PortPlan } from "./ports.js";
 import { findPostgres } from "./postgres-binaries.js";
+import { PostgresPair } from "./postgres-pair.js";
 import { PostgresServer } from "./postgres.js";
 import { signalTree, treeOf, waitGone, type ProcessId } from "./processes.js";
 import type { SiteEntry, StackFile } from "./stack-file.js";
@@ -21,7 +22,10 @@ export class StackSite {
   readonly entry: SiteEntry;
   readonly nats: NatsServer;
   readonly postgres: PostgresServer | undefined;
+  /** Of a stack whose databases have standbys: `postgres` and its other half. */
+  readonly pair: PostgresPair | undefined;
   readonly nodes: readonly HothotNode[];
+  readonly #second: PostgresServer | undefined;
   readonly #stack: StackFile;
   readonly #dir: string;
   readonly #ports: PortPlan;
@@ -35,7 +39,16 @@ export class StackSite {
     this.#ports = new PortPlan(stack.portBase);
     this.#links = links;
     this.nats = this.#natsServer();
-    this.postgres = entry.kind === "witness" ? undefined : this.#postgresServer();
+    this.postgres =
+      entry.kind === "witness" ? undefined : this.#postgresServer("postgres", this.#ports.postgres(entry.slot));
+    this.#second =
+      this.postgres === undefined || stack.standby !== true
+        ? undefined
+        : this.#postgresServer("standby", this.#ports.standby(entry.slot));
+    this.pair =
+      this.postgres === undefined || this.#second === undefined
+        ? undefined
+        : new PostgresPair(this.postgres, this.#second, this.#dir);
     const count = entry.kind === "witness" ? 1 : stack.nodes;
     this.nodes = Array.from({ length: count }, (_, i) => this.#node(i + 1));
   }
@@ -43,6 +56,7 @@ export class StackSite {
   /** PostgreSQL and NATS, side by side, where they don't run. */
   async startServers(): Promise<void> {
     const postgres = async (): Promise<void> => {
+      if (this.pair !== undefined) return this.pair.start();
       await this.postgres?.initialise();
       await this.postgres?.start();
     };
@@ -58,7 +72,7 @@ export class StackSite {
   }
 
   async stopServers(): Promise<void> {
-    await allOf([this.nats.stop(), this.postgres?.stop() ?? Promise.resolve()]);
+    await allOf([this.nats.stop(), (this.pair ?? this.postgres)?.stop() ?? Promise.resolve()]);
   }
 
   /** SIGKILL to everything of this site at once. */
@@ -76,9 +90,11 @@ export class StackSite {
 
   /** The processes that were started for this site and live. */
   processes(): ProcessId[] {
-    return [...this.nodes.map((node) => node.process()), this.postgres?.process(), this.nats.process()].filter(
-      (found) => found !== undefined,
-    );
+    return [
+      ...this.nodes.map((node) => node.process()),
+      ...this.#databases.map((server) => server.process()),
+      this.nats.process(),
+    ].filter((found) => found !== undefined);
   }
 
   /** With PostgreSQL's children: they would outlive a stopped parent. */
@@ -87,7 +103,7 @@ export class StackSite {
       found.flatMap((process_) => (process_ === undefined ? [] : treeOf(process_)));
     return {
       node: trees(this.nodes.map((node) => node.process())),
-      postgres: trees([this.postgres?.process()]),
+      postgres: trees(this.#databases.map((server) => server.process())),
       nats: trees([this.nats.process()]),
     };
   }
@@ -102,6 +118,8 @@ export class StackSite {
     });
     if (this.postgres !== undefined && this.postgres.process() === undefined)
       ports.push({ port: this.#ports.postgres(slot), what: `PostgreSQL of ${this.name}` });
+    if (this.#second !== undefined && this.#second.process() === undefined)
+      ports.push({ port: this.#ports.standby(slot), what: `the PostgreSQL standby of ${this.name}` });
     if (this.nats.process() === undefined) {
       ports.push({ port: this.#ports.natsClient(slot), what: `NATS of ${this.name}` });
       ports.push({ port: this.#ports.natsCluster(slot), what: `NATS routes of ${this.name}` });
@@ -114,7 +132,7 @@ export class StackSite {
   settings(number: number): Record<string, string> {
     const { slot, kind } = this.entry;
     const { worker, cooprPort, env } = this.#stack;
-    const postgres = this.postgres;
+    const [postgres, standby] = this.#databases;
     return {
       ...env,
       HOTHOT_GROUP: "local",
@@ -122,7 +140,9 @@ export class StackSite {
       ...(kind === "witness"
         ? { HOTHOT_WITNESS: this.name, HOTHOT_DATA_DIR: path.join(this.#dir, "data") }
         : { HOTHOT_DC: this.name }),
-      ...(postgres === undefined ? {} : { HOTHOT_DATABASE_URL: postgres.url() }),
+      ...(postgres === undefined
+        ? {}
+        : { HOTHOT_DATABASE_URL: standby === undefined ? postgres.url() : postgres.urlWith(standby) }),
       HOTHOT_NODE: `n${number}`,
       HOTHOT_NATS_URLS: this.#natsUrls().join(","),
       HOTHOT_NATS_HEARTBEAT_USER: natsHeartbeatUser,
@@ -169,13 +189,17 @@ export class StackSite {
     });
   }
 
-  #postgresServer(): PostgresServer {
+  get #databases(): PostgresServer[] {
+    return [this.postgres, this.#second].filter((server) => server !== undefined);
+  }
+
+  #postgresServer(part: "postgres" | "standby", port: number): PostgresServer {
     return new PostgresServer({
       binaries: () => findPostgres(this.#stack.postgres ?? undefined),
-      dir: path.join(this.#dir, "postgres"),
-      port: this.#ports.postgres(this.entry.slot),
+      dir: path.join(this.#dir, part),
+      port,
       password: this.#stack.password,
-      ...this.#files("postgres"),
+      ...this.#files(part),
     });
   }
 

@@ -181,6 +181,21 @@ export class LocalStack {
     this.site(site).signal("SIGCONT");
   }
 
+  /** Kills a datacenter's PostgreSQL, and its standby takes its place. @throws FatalError no_standby */
+  async promote(name: string): Promise<void> {
+    const { pair } = this.site(name);
+    if (pair === undefined)
+      throw new FatalError(
+        "no_standby",
+        `The PostgreSQL of ${name} has no standby.`,
+        "Start the stack with `--standby` (after `hothot down`).",
+      );
+    await this.#exclusively(
+      () => undefined,
+      () => pair.promote(),
+    );
+  }
+
   /** Starts what is dead of the site, and waits until its processes answer (not until the site has caught up). */
   async restart(name: string, say: Say = () => undefined): Promise<void> {
     const site = this.site(name);

@@ -8,6 +8,7 @@ const onSites = {
   pause: "stop all processes of a site (SIGSTOP)",
   resume: "let them go on (SIGCONT)",
   restart: "start what is dead of a site",
+  promote: "kill a site's PostgreSQL; its standby takes its place (a stack started with --standby)",
   isolate: "cut a site off from all others",
 } as const;
 
@@ -61,6 +62,7 @@ async function run(session: Session, stack: LocalStack, action: keyof typeof onS
   else if (action === "pause") stack.pause(site);
   else if (action === "resume") stack.resume(site);
   else if (action === "restart") await stack.restart(site, (text) => session.say(text));
+  else if (action === "promote") await stack.promote(site);
   else await stack.cut(site);
 }
 

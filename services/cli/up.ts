@@ -4,7 +4,6 @@ import type { Command } from "commander";
 import { newStack, type StackOptions } from "../../infra/local/stack-file.js";
 import { LocalStack } from "../../infra/local/stack.js";
 import { pause } from "../../infra/local/wait.js";
-import { Failure } from "./failure.js";
 import { endProgress } from "./output.js";
 import { names, wholeNumber } from "./parse.js";
 import { common, verb, type Session } from "./session.js";
@@ -51,8 +50,6 @@ export function addUp(program: Command): void {
 }
 
 async function up(session: Session, options: UpOptions): Promise<number> {
-  if (options.standby === true)
-    throw new Failure("not_available", "Standbys are not available yet.", { wayOut: "Leave --standby out." });
   const wanted = stackOptions(options);
   const before = LocalStack.find(session.dir);
   if (session.dryRun) {
@@ -138,7 +135,7 @@ async function attend(stack: LocalStack, session: Session): Promise<number> {
 }
 
 function stackOptions(options: UpOptions): StackOptions {
-  const { dcs, witness, shards, partitions, portBase, rtt, nodes, worker, cooprPort } = options;
+  const { dcs, witness, shards, partitions, portBase, rtt, nodes, standby, worker, cooprPort } = options;
   const postgres = options.postgres ?? process.env["HOTHOT_POSTGRES"];
   const env = nodeSettings();
   return {
@@ -149,6 +146,7 @@ function stackOptions(options: UpOptions): StackOptions {
     ...(portBase === undefined ? {} : { portBase }),
     ...(rtt === undefined ? {} : { rttMs: rtt }),
     ...(nodes === undefined ? {} : { nodes }),
+    ...(standby === undefined ? {} : { standby }),
     // Commander gives true where --no-worker was left out; then the stack stays as it was.
     ...(worker === false ? { worker } : {}),
     ...(cooprPort === undefined ? {} : { cooprPort }),

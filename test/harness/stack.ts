@@ -16,6 +16,8 @@ export interface TestStackOptions {
   readonly shards?: number;
   readonly partitions?: number;
   readonly nodes?: number;
+  /** Each datacenter's PostgreSQL has a synchronous standby. */
+  readonly standby?: boolean;
   /** Milliseconds; with it (0 allowed) links can be cut. */
   readonly rttMs?: number;
   readonly worker?: boolean;

@@ -102,7 +102,6 @@ describe("the command line", () => {
       ["not_writable", ["up", "--detach", "--dir", path.join(process.execPath, "below-a-file")]],
       ["not_writable", ["up", "--detach", "--dir", "/proc/nowhere"]],
       ["bad_option", ["up", "--detach", "--dcs", "East", "--dir", path.join(dir, "none")]],
-      ["not_available", ["up", "--detach", "--standby", "--dir", path.join(dir, "none")]],
     ];
     for (const [expected, args] of cases) {
       const { code, stderr } = await runCli(args);
