@@ -1,12 +1,15 @@
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { startStack, type TestStack } from "../harness/stack.js";
-import { rounded } from "./figures.js";
+import { latencyOf, rounded, type Latency } from "./figures.js";
 import { clusterBody, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
+import { steady } from "./steady.js";
 import { hammer, putBytes } from "./wire.js";
 import { shardOf } from "../../shards/ids.js";
 
 const connections = 4;
+/** Writes per second while it is measured what a return does to those who write. */
+const usualRate = 300;
 const sampleMs = 100;
 const patienceMs = 120_000;
 
@@ -27,10 +30,26 @@ export const catchUp: Scenario = {
       found.perSecond,
       found.multiple,
       found.snapshotMbPerSecond,
+      found.writeMs.before.p50,
+      found.writeMs.during.p50,
+      found.writeMs.before.p99,
+      found.writeMs.during.p99,
     ];
     return {
       rows: [
-        ["", "live writes/s", "missed", "s", "applied/s", "x live", "snapshot MB/s"],
+        [
+          "",
+          "live writes/s",
+          "missed",
+          "s",
+          "applied/s",
+          "x live",
+          "snapshot MB/s",
+          "write p50 ms before",
+          "during",
+          "p99 before",
+          "during",
+        ],
         row("by the log", log),
         row("by snapshots", snapshot),
       ],
@@ -46,6 +65,8 @@ interface Found {
   readonly perSecond: number;
   readonly multiple: number;
   readonly snapshotMbPerSecond: number;
+  /** Writes at another datacenter, at a steady rate: while this one is away, and while it returns. */
+  readonly writeMs: { readonly before: Latency; readonly during: Latency };
 }
 
 interface HeadSeen {
@@ -71,7 +92,10 @@ function idsIn(shards: ReadonlySet<number>, count: number): string[] {
 }
 
 /** From the first record that west applies (its database tells) until it has what is there and says it is ready. */
-async function follow(stack: TestStack, before: number): Promise<Omit<Found, "livePerSecond" | "multiple">> {
+async function follow(
+  stack: TestStack,
+  before: number,
+): Promise<Omit<Found, "livePerSecond" | "multiple" | "writeMs">> {
   const database = new Database({
     url: stack.stack.site("west").postgres?.url() ?? "",
     connections: 1,
@@ -108,7 +132,10 @@ async function follow(stack: TestStack, before: number): Promise<Omit<Found, "li
   }
 }
 
-async function measure({ seconds, tell }: BenchOptions, env: Readonly<Record<string, string>>): Promise<Found> {
+async function measure(
+  { seconds, rows = 0, rate = usualRate, tell }: BenchOptions,
+  env: Readonly<Record<string, string>>,
+): Promise<Found> {
   tell("starting three datacenters");
   const stack = await startStack({ worker: false, env: { ...env, HOTHOT_AUTOMATIC_FAILBACK: "false" } });
   try {
@@ -124,24 +151,29 @@ async function measure({ seconds, tell }: BenchOptions, env: Readonly<Record<str
     const before = await total(stack, "east");
     tell(`west is away for ${seconds} s of writes`);
     const began = performance.now();
-    await hammer(url, requests, connections, seconds);
-    const livePerSecond = ((await total(stack, "east")) - before) / ((performance.now() - began) / 1000);
+    let missed = 0;
+    do {
+      await hammer(url, requests, connections, seconds);
+      missed = (await total(stack, "east")) - before;
+    } while (missed < rows);
+    const livePerSecond = missed / ((performance.now() - began) / 1000);
     if (env["HOTHOT_LOG_RETENTION_MS"] !== undefined) await new Promise((resolve) => setTimeout(resolve, 8_000));
-    let writing = true;
-    const writes = (async () => {
-      // A write that fails while a datacenter returns is not what is measured here.
-      while (writing) await hammer(url, requests, connections, 1).catch(() => undefined);
-    })();
+    const pace = { connections: 16, perSecond: rate };
+    const calm = await steady(url, requests, { ...pace, seconds: 10 });
+    const returned = new AbortController();
+    const during = steady(url, requests, { ...pace, seconds: patienceMs / 1000 }, returned.signal);
     try {
-      const found = await Promise.all([follow(stack, before), stack.simulate("restart", "west")]);
+      const [found] = await Promise.all([follow(stack, before), stack.simulate("restart", "west")]);
+      returned.abort();
       return {
-        ...found[0],
+        ...found,
         livePerSecond: rounded(livePerSecond, 0),
-        multiple: rounded(found[0].perSecond / livePerSecond),
+        multiple: rounded(found.perSecond / livePerSecond),
+        writeMs: { before: latencyOf(calm.latencies), during: latencyOf((await during).latencies) },
       };
     } finally {
-      writing = false;
-      await writes;
+      returned.abort();
+      await during;
     }
   } finally {
     await stack.stop();
