@@ -55,6 +55,7 @@ const schema = z.strictObject({
   port: whole(0, 65535).default(8101),
   cooprPort: whole(0, 65535).optional(),
   cooprHost: z.string().default("127.0.0.1"),
+  cooprNoTokens: flag.optional(),
   cooprTenants: list.default(["superadmin"]),
   cooprSilentMs: whole(500, 86_400_000).default(120_000),
   roles: list.pipe(z.array(z.enum(allRoles, `must be of ${allRoles.join(", ")}`))).default([...allRoles]),
@@ -173,6 +174,11 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
     if (!isLoopback(host) && noTokens === undefined && given["adminToken"] === undefined && jwksUrl === undefined)
       faults.push(
         "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_ADMIN_TOKEN (or HOTHOT_ADMIN_TOKEN_FILE) or HOTHOT_JWKS_URL, HOTHOT_NO_TOKENS=false if there are tokens already, or HOTHOT_NO_TOKENS=true if something else guards it",
+      );
+    const { cooprPort, cooprHost, cooprNoTokens } = parsed.data;
+    if (cooprPort !== undefined && !isLoopback(cooprHost) && cooprNoTokens !== true)
+      faults.push(
+        "HOTHOT_COOPR_HOST: listens beyond loopback, and provisioners know no tokens: whoever reaches it may take and finish tasks; set HOTHOT_COOPR_NO_TOKENS=true if a network of its own guards it",
       );
     if (jwksUrl === undefined && (parsed.data.jwtIssuer ?? parsed.data.jwtAudience) !== undefined)
       faults.push("HOTHOT_JWKS_URL: is missing; HOTHOT_JWT_ISSUER and HOTHOT_JWT_AUDIENCE mean nothing without it");

@@ -2,6 +2,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import type { z } from "zod";
 import { within, type Time } from "../../infra/clock.js";
+import { isLoopback } from "../../infra/config.js";
 import { asError, FatalError, Problem } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Service } from "../../infra/service.js";
@@ -92,6 +93,7 @@ export class CooprServer implements Service {
       );
       this.#server.listen(port, host, resolve);
     });
+    if (!isLoopback(host)) this.#log.warn("provisioners need no token", { host });
     this.#log.info("listens for provisioners", { host, port: (this.#server.address() as AddressInfo).port });
   }
 

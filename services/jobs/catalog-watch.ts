@@ -47,8 +47,8 @@ export class CatalogWatch implements Service {
   }
 
   async #run(file: string): Promise<void> {
-    const { time } = this.#o;
-    let seen = await this.#text(file);
+    const { time, catalog } = this.#o;
+    let seen = catalog.text;
     while (!this.#stop.signal.aborted) {
       await time.sleep(everyMs, this.#wake.signal);
       if (this.#stop.signal.aborted) return;

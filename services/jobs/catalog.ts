@@ -72,13 +72,7 @@ export class Catalog {
    * @throws FatalError `bad_catalog` that names every fault at once.
    */
   static read(file: string): Catalog {
-    let text: string;
-    try {
-      text = readFileSync(file, "utf8");
-    } catch (error) {
-      throw bad(file, [`can't be read (${(error as NodeJS.ErrnoException).code ?? "unknown error"})`], error);
-    }
-    return Catalog.parse(text, file);
+    return Catalog.parse(textOf(file), file);
   }
 
   /** @throws FatalError `bad_catalog`; `source` says in its message where the text came from. */
@@ -99,21 +93,15 @@ export class Catalog {
       if (issue.code === "unrecognized_keys") return `${at}: there is no such setting: ${issue.keys.join(", ")}`;
       return `${at}: ${issue.message}`;
     });
-    const operations = new Map<string, OperationSpec>();
-    for (const [type, { stages }] of Object.entries(parsed.data?.operations ?? {})) {
-      faults.push(
-        ...repeated(stages.map((stage) => stage.name)).map(
-          (twice) => `operations.${type}: has the stage ${twice} twice`,
-        ),
-      );
-      stages.forEach((stage, index) => {
-        const twice = repeated(stage.tasks ?? []);
-        faults.push(...twice.map((task) => `operations.${type}.stages.${index}: has the task ${task} twice`));
-      });
-      operations.set(type, { type, stages: stages.map((stage) => ({ ...stage, tasks: stage.tasks ?? [stage.name] })) });
-    }
+    faults.push(...repetitions(value));
     if (faults.length > 0) throw bad(source, faults);
-    return new Catalog(operations);
+    const operations = Object.entries(parsed.data?.operations ?? {}).map(
+      ([type, { stages }]): [string, OperationSpec] => [
+        type,
+        { type, stages: stages.map((stage) => ({ ...stage, tasks: stage.tasks ?? [stage.name] })) },
+      ],
+    );
+    return new Catalog(new Map(operations));
   }
 
   operation(type: string): OperationSpec | undefined {
@@ -129,26 +117,66 @@ export class Catalog {
 export class CatalogFile {
   readonly #file: string | undefined;
   #current: Catalog;
+  #text: string | undefined;
 
   /** Without a file: the built-in catalog. @throws FatalError `bad_catalog`. */
   constructor(file?: string) {
     this.#file = file;
-    this.#current = file === undefined ? Catalog.builtIn() : Catalog.read(file);
+    this.#current = Catalog.builtIn();
+    this.reload();
   }
 
   get current(): Catalog {
     return this.#current;
   }
 
+  /** The file as it was when it was taken into use. */
+  get text(): string | undefined {
+    return this.#text;
+  }
+
   /** @throws FatalError `bad_catalog`, and the old catalog stays. */
   reload(): Catalog {
-    if (this.#file !== undefined) this.#current = Catalog.read(this.#file);
+    if (this.#file === undefined) return this.#current;
+    const text = textOf(this.#file);
+    this.#current = Catalog.parse(text, this.#file);
+    this.#text = text;
     return this.#current;
   }
 }
 
-function repeated(names: readonly string[]): string[] {
-  return [...new Set(names.filter((value, index) => names.indexOf(value) !== index))];
+function textOf(file: string): string {
+  try {
+    return readFileSync(file, "utf8");
+  } catch (error) {
+    throw bad(file, [`can't be read (${(error as NodeJS.ErrnoException).code ?? "unknown error"})`], error);
+  }
+}
+
+/** What is named twice; also in a catalog that has other faults, so that all are told at once. */
+function repetitions(catalog: unknown): string[] {
+  return Object.entries(fieldsOf(fieldsOf(catalog)["operations"])).flatMap(([type, operation]) => {
+    const { stages } = fieldsOf(operation);
+    const list = Array.isArray(stages) ? stages.map(fieldsOf) : [];
+    return [
+      ...repeated(list.map((stage) => stage["name"])).map(
+        (twice) => `operations.${type}: has the stage ${twice} twice`,
+      ),
+      ...list.flatMap(({ tasks }, index) =>
+        repeated(Array.isArray(tasks) ? tasks : []).map(
+          (twice) => `operations.${type}.stages.${index}: has the task ${twice} twice`,
+        ),
+      ),
+    ];
+  });
+}
+
+const fieldsOf = (value: unknown): Readonly<Record<string, unknown>> =>
+  typeof value === "object" && value !== null ? { ...value } : {};
+
+function repeated(names: readonly unknown[]): string[] {
+  const texts = names.filter((name) => typeof name === "string");
+  return [...new Set(texts.filter((name, index) => texts.indexOf(name) !== index))];
 }
 
 function bad(source: string, faults: readonly string[], cause?: unknown): FatalError {
