@@ -18,6 +18,8 @@ import {
   putWorker,
   TaskOperations,
 } from "../../services/jobs/operations.js";
+import { TaskRetention } from "../../services/jobs/task-retention.js";
+import { until } from "../../infra/local/wait.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
 
 const shards = 8;
@@ -134,6 +136,7 @@ async function datacenter() {
             workerId: "w1",
             status: "ok",
             result: given?.result ?? {},
+            stdout: given?.stdout ?? "",
           } as const;
           await writer.write(tasks.finish(finish), local());
         }),
@@ -176,8 +179,8 @@ test("jobs run to their end on a real database, through a takeover, with the rec
       assert.match(JSON.stringify(cluster.state), /"n2":.*access_v4/);
     }
     const listed = await dc.writer.write(dc.tasks.list("", ids[0] ?? ""), local());
-    const { items } = listed.outcome.body as { items: { id: string; status: string }[] };
-    assert(items.length > 0 && items.every((task) => task.status === "ok"));
+    const { items } = listed.outcome.body as { items: { id: string; status: string; stdout: string }[] };
+    assert(items.length > 0 && items.every((task) => task.status === "ok" && task.stdout.includes("simulated")));
   } finally {
     await dc.close();
   }
@@ -238,6 +241,55 @@ test("what the database is asked for is what it answers: leases, schedules, expi
       ["due:active", "later:active", "over:terminated", "silent:active"],
     );
   } finally {
+    await dc.close();
+  }
+});
+
+test("tasks of jobs that ended long ago go, with what they printed; others, and all jobs, stay", async () => {
+  const dc = await datacenter();
+  const { pool } = dc.database;
+  const count = async (jobId: string): Promise<number> =>
+    (await pool.query<{ n: number }>("SELECT count(*)::int AS n FROM tasks WHERE job_id = $1", [jobId])).rows[0]?.n ??
+    0;
+  let active = false;
+  const retention = new TaskRetention({
+    database: dc.database,
+    keepMs: 3_600_000,
+    time: { ...systemTime, sleep: (ms, signal) => systemTime.sleep(Math.min(ms, 5), signal) },
+    log: silentLogger,
+    active: () => active,
+  });
+  try {
+    for (const id of ["old", "young", "going", "left"]) await dc.cluster(id);
+    const [old, young] = [await dc.start("old", "stop"), await dc.start("young", "stop")];
+    await dc.work(async () => (await dc.row(young)).status === "complete" && (await dc.row(old)).status === "complete");
+    const [going, left] = [await dc.start("going", "stop"), await dc.start("left", "stop")];
+    // What this datacenter still had to do when it died, of a job that has ended elsewhere since.
+    await pool.query("UPDATE jobs SET status = 'complete', finished_at = now() - interval '2 hours' WHERE id = $1", [
+      left,
+    ]);
+    await pool.query("UPDATE jobs SET finished_at = now() - interval '2 hours' WHERE id = $1", [old]);
+    await pool.query("UPDATE tasks SET finished_at = now() - interval '2 hours', stdout = 'x' WHERE job_id = $1", [
+      old,
+    ]);
+    // More than one step's worth.
+    await pool.query(
+      `INSERT INTO tasks SELECT (jsonb_populate_record(t, jsonb_build_object('id', t.job_id || '.1.' || 100 + n))).*
+        FROM tasks t, generate_series(1, 600) n WHERE t.job_id = $1 AND t.id LIKE '%.1.1'`,
+      [old],
+    );
+    assert.deepEqual([await count(old), await count(young), await count(going), await count(left)], [602, 2, 2, 2]);
+    await retention.start();
+    await systemTime.sleep(50);
+    assert.equal(await count(old), 602, "another process of the datacenter removes");
+    active = true;
+    assert.ok(await until(async () => (await count(old)) + (await count(left)) === 0, 20_000), "they are removed");
+    assert.deepEqual([await count(young), await count(going)], [2, 2]);
+    for (const id of [old, young, going, left]) assert.equal((await dc.row(id)).id, id);
+    const listed = await dc.writer.write(dc.tasks.list("", old), local());
+    assert.deepEqual(listed.outcome.body, { items: [], nextCursor: null });
+  } finally {
+    await retention.stop();
     await dc.close();
   }
 });
