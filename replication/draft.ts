@@ -50,18 +50,20 @@ export class Draft implements Work {
   }
 
   activeJob(tenant: string, clusterId: string): JobRow | undefined {
-    const seen = new Map([...this.#base.jobs, ...this.rows.jobs]);
-    return [...seen.values()].find(
-      (job) => job.tenant === tenant && job.clusterId === clusterId && unfinished.includes(job.status),
-    );
+    const wanted = (job: JobRow): boolean =>
+      job.clusterId === clusterId && job.tenant === tenant && unfinished.includes(job.status);
+    for (const job of this.rows.jobs.values()) if (wanted(job)) return job;
+    for (const job of this.#base.jobs.values()) if (wanted(job) && !this.rows.jobs.has(job.id)) return job;
+    return undefined;
   }
 
   tasks(jobId: string): readonly TaskRow[] {
-    const kept = this.rows.dropped.has(jobId) ? [] : [...this.#base.tasks];
-    const seen = new Map([...kept, ...this.rows.tasks]);
-    return [...seen.values()]
-      .filter((task) => task.jobId === jobId)
-      .sort((a, b) => a.stageIndex - b.stageIndex || a.id.localeCompare(b.id, "en", { numeric: true }));
+    const before = this.rows.dropped.has(jobId) ? none : this.#base.tasks.of(jobId);
+    const own = this.rows.tasks.of(jobId);
+    const seen = own.size === 0 ? before : new Map([...before, ...own]);
+    return [...seen.values()].sort(
+      (a, b) => a.stageIndex - b.stageIndex || a.attempt - b.attempt || numberOf(a.id) - numberOf(b.id),
+    );
   }
 
   worker(tenant: string, id: string): WorkerRow | undefined {
@@ -84,12 +86,12 @@ export class Draft implements Work {
   }
 
   putTask(task: TaskRow): void {
-    this.rows.tasks.set(task.id, task);
+    this.rows.tasks.put(task);
   }
 
   dropTasks(jobId: string): void {
     this.rows.dropped.add(jobId);
-    for (const [id, task] of this.rows.tasks) if (task.jobId === jobId) this.rows.tasks.delete(id);
+    this.rows.tasks.drop(jobId);
   }
 
   setStage(jobId: string, stage: string | null): void {
@@ -103,11 +105,38 @@ export class Draft implements Work {
   }
 }
 
+const none: ReadonlyMap<string, TaskRow> = new Map();
+/** Tasks of a job are numbered within an attempt: `<job>.<attempt>.<number>`. */
+const numberOf = (id: string): number => Number(id.slice(id.lastIndexOf(".") + 1));
+
+/** Tasks by job: each write looks at those of one job, in a batch of many. */
+export class TaskRows {
+  readonly #byJob = new Map<string, Map<string, TaskRow>>();
+
+  put(task: TaskRow): void {
+    const known = this.#byJob.get(task.jobId);
+    if (known === undefined) this.#byJob.set(task.jobId, new Map([[task.id, task]]));
+    else known.set(task.id, task);
+  }
+
+  of(jobId: string): ReadonlyMap<string, TaskRow> {
+    return this.#byJob.get(jobId) ?? none;
+  }
+
+  drop(jobId: string): void {
+    this.#byJob.delete(jobId);
+  }
+
+  *all(): Iterable<TaskRow> {
+    for (const tasks of this.#byJob.values()) yield* tasks.values();
+  }
+}
+
 /** Rows by key, with a note of which were changed. */
 export class Layer {
   readonly clusters = new Map<string, ClusterRow>();
   readonly jobs = new Map<string, JobRow>();
-  readonly tasks = new Map<string, TaskRow>();
+  readonly tasks = new TaskRows();
   readonly workers = new Map<string, WorkerRow>();
   readonly documents = new Map<string, DocumentRow>();
   /** By tenant and key, then by shard. */
@@ -118,7 +147,7 @@ export class Layer {
   readonly #changed = {
     clusters: new Set<string>(),
     jobs: new Set<string>(),
-    tasks: new Set<string>(),
+    tasks: new TaskRows(),
     workers: new Set<string>(),
     documents: new Set<string>(),
   };
@@ -127,13 +156,14 @@ export class Layer {
   take(draft: Layer): void {
     for (const jobId of draft.dropped) {
       this.dropped.add(jobId);
-      for (const [id, task] of this.tasks)
-        if (task.jobId === jobId) {
-          this.tasks.delete(id);
-          this.#changed.tasks.delete(id);
-        }
+      this.tasks.drop(jobId);
+      this.#changed.tasks.drop(jobId);
     }
-    for (const table of ["clusters", "jobs", "tasks", "workers", "documents"] as const)
+    for (const task of draft.tasks.all()) {
+      this.tasks.put(task);
+      this.#changed.tasks.put(task);
+    }
+    for (const table of ["clusters", "jobs", "workers", "documents"] as const)
       for (const [key, row] of draft[table]) {
         (this[table] as Map<string, unknown>).set(key, row);
         this.#changed[table].add(key);
@@ -153,7 +183,7 @@ export class Layer {
       ["c", shapes.clusters, changed(this.clusters, this.#changed.clusters)],
       ["j", shapes.jobs, changed(this.jobs, this.#changed.jobs)],
       ["w", shapes.workers, changed(this.workers, this.#changed.workers)],
-      ["t", shapes.tasks, changed(this.tasks, this.#changed.tasks)],
+      ["t", shapes.tasks, [...this.#changed.tasks.all()]],
       ["d", shapes.documents, changed(this.documents, this.#changed.documents)],
       ["k", shapes.keys, [...this.#changedKeys.values()]],
     ];

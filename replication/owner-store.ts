@@ -65,7 +65,8 @@ export interface OwnerTransaction {
   jobs(ids: readonly string[]): Promise<readonly JobRow[]>;
   /** The unfinished jobs of these clusters. */
   activeJobs(clusters: readonly Named[]): Promise<readonly JobRow[]>;
-  tasks(jobIds: readonly string[]): Promise<readonly TaskRow[]>;
+  /** Without what tasks that are ok have printed, but for the jobs in `printed`: it may be much, and each write of a job loads its tasks. */
+  tasks(jobIds: readonly string[], printed: readonly string[]): Promise<readonly TaskRow[]>;
   workers(wanted: readonly Named[]): Promise<readonly WorkerRow[]>;
   /** What the keys were used for, in every shard. */
   keys(wanted: readonly { readonly tenant: string; readonly key: string }[]): Promise<readonly KeyRow[]>;
@@ -85,6 +86,12 @@ export interface OwnerStore {
 
 /** A head is not as it was locked: nothing was written. */
 const mismatch = "22012"; // division_by_zero, raised on purpose
+
+const output = (column: string): string =>
+  `CASE WHEN status <> 'ok' OR job_id = ANY($2::text[]) THEN ${column} END AS ${column}`;
+const loadTasks = `SELECT ${shapes.tasks.columns
+  .map((column) => (column === "stdout" || column === "stderr" ? output(column) : column))
+  .join(", ")} FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id`;
 
 interface Statement {
   readonly name: string;
@@ -138,10 +145,8 @@ class PostgresOwnerTransaction implements OwnerTransaction {
     );
   }
 
-  tasks(jobIds: readonly string[]): Promise<readonly TaskRow[]> {
-    return this.#load("load_tasks", "SELECT * FROM tasks WHERE job_id = ANY($1::text[]) ORDER BY stage_index, id", [
-      jobIds,
-    ]);
+  tasks(jobIds: readonly string[], printed: readonly string[]): Promise<readonly TaskRow[]> {
+    return this.#load("load_tasks", loadTasks, [jobIds, printed]);
   }
 
   workers(wanted: readonly Named[]): Promise<readonly WorkerRow[]> {

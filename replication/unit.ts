@@ -78,9 +78,10 @@ export class Unit {
       ]);
       for (const row of await transaction.activeJobs(named)) this.#rows.jobs.set(row.id, row);
     }
-    if (operations.some((o) => o.needs.tasks === true)) {
+    if (operations.some((o) => o.needs.tasks !== undefined && o.needs.tasks !== false)) {
       const wanted = [...new Set([...jobs, ...this.#rows.jobs.keys()])];
-      for (const row of await transaction.tasks(wanted)) this.#rows.tasks.set(row.id, row);
+      const printed = operations.flatMap((o) => (o.needs.tasks === "printed" ? (o.needs.jobs ?? []) : []));
+      for (const row of await transaction.tasks(wanted, printed)) this.#rows.tasks.put(row);
     }
   }
 

@@ -4,11 +4,11 @@ import type { ClusterRow, DocumentRow, JobRow, KeyRow, TaskRow, WorkerRow } from
 /** What a write reads, named before its transaction so that all that wait are loaded in few statements. */
 export interface Needs {
   readonly clusters?: readonly { readonly tenant: string; readonly id: string }[];
-  /** With their tasks when `tasks` is set. */
   readonly jobs?: readonly string[];
   /** The unfinished job of each of `clusters`, and of the clusters of `jobs`, is loaded too. */
   readonly activeJobs?: boolean;
-  readonly tasks?: boolean;
+  /** Of those jobs; what tasks that are ok have printed comes only if it is asked for, and such tasks are not put again. */
+  readonly tasks?: boolean | "printed";
   readonly workers?: readonly { readonly tenant: string; readonly id: string }[];
 }
 

@@ -164,11 +164,16 @@ export class JobOperations {
 
   /** After a takeover: the next attempt of a running job whose attempt is an earlier owner's. Else nothing happens. */
   restart(jobId: string): Operation {
-    return this.#internal(jobId, (work) => {
-      const run = JobRun.of(this.#context, work, jobId, null);
-      if (run.job.status === "running" && isVoid(run.job, work)) run.nextAttempt("restart");
-      return done(run);
-    });
+    return {
+      shard: shardOfJob(jobId),
+      // There may be thousands: nothing of the void attempt is looked at.
+      needs: { jobs: [jobId] },
+      decide: (work) => {
+        const run = JobRun.of(this.#context, work, jobId, null);
+        if (run.job.status === "running" && isVoid(run.job, work)) run.nextAttempt("restart");
+        return done(run);
+      },
+    };
   }
 
   #user(tenant: string, jobId: string, action: (run: JobRun, work: Work) => void): Operation {

@@ -152,8 +152,10 @@ export class MemoryShards implements ShardWriter {
         return activeOf(keyOf(tenant, id));
       },
       tasks: (jobId) => {
-        named(needs.tasks === true && jobs.has(jobId), `the tasks of ${jobId}`);
-        return tasksOf(rows, jobId);
+        named(needs.tasks !== undefined && needs.tasks !== false && jobs.has(jobId), `the tasks of ${jobId}`);
+        const seen = tasksOf(rows, jobId);
+        if (needs.tasks === "printed") return seen;
+        return seen.map((task) => (task.status === "ok" ? { ...task, stdout: null, stderr: null } : task));
       },
       worker: (tenant, id) => {
         named(workers.has(keyOf(tenant, id)), `worker ${id}`);
@@ -182,6 +184,7 @@ export class MemoryShards implements ShardWriter {
       },
       putTask: (task) => {
         mine(task);
+        if (rows.tasks.get(task.id)?.status === "ok") throw new Error("what this task printed was not loaded");
         rows.tasks.set(task.id, deepFreeze(structuredClone(task)));
       },
       dropTasks: (jobId) => {
