@@ -62,6 +62,7 @@ describe("access", () => {
     keys.listen(0, "127.0.0.1");
     await once(keys, "listening");
     stack = await startStack({
+      steady: true,
       env: {
         HOTHOT_ADMIN_TOKEN: admin,
         HOTHOT_JWKS_URL: `http://127.0.0.1:${(keys.address() as AddressInfo).port}/keys`,

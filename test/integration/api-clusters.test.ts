@@ -43,6 +43,7 @@ describe("clusters over HTTP", { timeout: 240_000 }, () => {
   before(async () => {
     collector = await FakeCollector.start();
     stack = await startStack({
+      steady: true,
       env: { OTEL_EXPORTER_OTLP_ENDPOINT: collector.url, OTEL_BSP_SCHEDULE_DELAY: "200" },
     });
     map = await shardMap(stack, "east");

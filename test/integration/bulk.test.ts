@@ -34,7 +34,11 @@ describe("loads, digests, repair", { timeout: 240_000 }, () => {
   let stack: TestStack;
   let map: ShardView[];
   before(async () => {
-    stack = await startStack({ worker: false, env: { HOTHOT_SCRUB_MS: "500", HOTHOT_DIGEST_MS: "1000" } });
+    stack = await startStack({
+      steady: true,
+      worker: false,
+      env: { HOTHOT_SCRUB_MS: "500", HOTHOT_DIGEST_MS: "1000" },
+    });
     map = await shardMap(stack, "east");
   });
   afterAll(() => stack?.stop());

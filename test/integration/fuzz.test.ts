@@ -30,6 +30,7 @@ describe("any request", () => {
 
   before(async () => {
     stack = await startStack({
+      steady: true,
       env: { HOTHOT_IDEMPOTENCY_RETENTION_MS: String(retentionMs), HOTHOT_LOG_LEVEL: "debug" },
     });
     document = body<never>(await on("east", "GET", "/openapi.json"), 200);

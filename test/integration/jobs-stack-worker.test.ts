@@ -38,7 +38,7 @@ describe("a worker of one's own", { timeout: 300_000 }, () => {
   let stack: TestStack;
   let map: ShardView[];
   before(async () => {
-    stack = await startStack({ worker: false, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    stack = await startStack({ steady: true, worker: false, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
     map = await shardMap(stack, "east");
     for (const id of ["w1", "w2"]) body(await on("east", "PUT", `/v1/workers/${id}`, { capacity: 100 }), 200);
     for (const dc of stack.dcs)

@@ -29,7 +29,7 @@ describe("a process with too much to do", () => {
   };
 
   before(async () => {
-    stack = await startStack();
+    stack = await startStack({ steady: true });
   });
   afterAll(() => stack.stop());
 

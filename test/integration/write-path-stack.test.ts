@@ -26,7 +26,7 @@ describe("the write path", { timeout: 240_000 }, () => {
   let stack: TestStack;
   let map: ShardView[];
   before(async () => {
-    stack = await startStack();
+    stack = await startStack({ steady: true });
     map = await shardMap(stack, "east");
   });
   afterAll(() => stack?.stop());

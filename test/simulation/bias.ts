@@ -11,10 +11,6 @@ export interface Bias {
 
 /** Rules whose loss alone nothing can notice, since another rule does the same work; what does it. */
 export const covered: Partial<Record<Rule, string>> = {
-  "f-before":
-    "the check before the answer asks the same of the same view; an answer needs a lease, and whoever got one again has acknowledged the votes and stored their fence (d). What it saves is work that would be set aside",
-  "f-after":
-    "an operation that began under a lease began before the next epoch's first answer (invariant 7 speaks of those that begin later); its write is in the log or set aside. Without both checks (f-lease) it is noticed",
   "g-confirm":
     "a lease comes only after every vote was acknowledged and its fence stored (a, d), and a move is in the database before its append (g-moving): a restarted datacenter that has a lease knows all that ended its epochs",
   "applier-epoch":

@@ -93,7 +93,7 @@ const help = `Runs the product's ownership, lease, publish and apply code of sev
   npm run simulate -- [--seeds N] [--from S]   many seeds (default 2,000 from 1); --all goes on behind a violation
   npm run simulate -- --seed S [--story]       one seed, exactly as it always is; --story tells what happens in it
   npm run simulate -- --bite [--rules A,B] [--seeds N]
-                                               leaves out each rule in turn, and says which seed notices (default 2,000);
+                                               leaves out each rule in turn, and says which seed notices (default 20,000);
                                                rules that others cover are named with the reason, --all tries them too
   --off A,B     leaves rules out      --bias RULE  plays the story that is made for a rule
   --long        faults for longer     --stats      how often each kind of fault happened per seed
@@ -103,6 +103,6 @@ ${Object.entries(rules)
   .map(([name, what]) => `  ${name.padEnd(15)} ${what}`)
   .join("\n")}`;
 if (has("help")) out(help);
-else if (has("bite")) await bite(value("seeds", 2_000), named.length > 0 ? named : (Object.keys(rules) as Rule[]));
+else if (has("bite")) await bite(value("seeds", 20_000), named.length > 0 ? named : (Object.keys(rules) as Rule[]));
 else if (has("seed")) await replay(value("seed", 1), new Set(named));
 else await many(value("from", 1), value("seeds", 2_000), new Set(named));
