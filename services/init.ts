@@ -171,7 +171,7 @@ async function placeLeaders(streams: LogStreams, set: SiteSet): Promise<void> {
       const candidates = set.sites
         .filter((site) => present.includes(site.name))
         .map((site) => ({ site: site.name, witness: site.witness, owned: 0, leads: leads.get(site.name) ?? 0 }));
-      const wanted = preferredLeader({ owner, leader: state.leader === owner ? undefined : state.leader, candidates });
+      const wanted = preferredLeader({ owners: [owner], leader: state.leader, candidates });
       if (wanted !== undefined && wanted !== state.leader) await streams.stepDown(partition, wanted, 2_000);
       if (wanted !== undefined) leads.set(wanted, (leads.get(wanted) ?? 0) + 1);
     } catch {

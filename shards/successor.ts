@@ -25,11 +25,12 @@ export function firstOwner(partition: Partition, datacenters: readonly SiteName[
 }
 
 /**
- * Where a partition's log should be led (section 4): away from the owner, a witness first, else the datacenter that
+ * Where a partition's log should be led (section 4): away from its owners, a witness first, else the datacenter that
  * owns least. The present leader stays where it is good enough, so that nothing moves without need.
  */
 export function preferredLeader(facts: {
-  readonly owner: SiteName;
+  /** Who owns shards of the partition, most first; usually one. Where nobody else is left, the first one alone counts. */
+  readonly owners: readonly SiteName[];
   readonly leader: SiteName | undefined;
   /** Sites that hold a replica, are alive, and are reached by every live site. */
   readonly candidates: readonly {
@@ -39,10 +40,12 @@ export function preferredLeader(facts: {
     readonly leads: number;
   }[];
 }): SiteName | undefined {
-  const eligible = facts.candidates.filter((candidate) => candidate.site !== facts.owner);
+  const { owners, leader, candidates } = facts;
+  const away = candidates.filter((candidate) => !owners.includes(candidate.site));
+  const eligible = away.length > 0 ? away : candidates.filter((candidate) => candidate.site !== owners[0]);
   const hasWitness = eligible.some((candidate) => candidate.witness);
   const fine = eligible.filter((candidate) => candidate.witness || !hasWitness);
-  if (fine.some((candidate) => candidate.site === facts.leader)) return facts.leader;
+  if (fine.some((candidate) => candidate.site === leader)) return leader;
   const [best] = [...fine].sort((a, b) => a.owned + a.leads - (b.owned + b.leads) || (a.site < b.site ? -1 : 1));
   return best?.site;
 }

@@ -16,6 +16,10 @@ async function keeping(facts: {
   dead?: string;
   inDoubt?: string;
   state?: Head["state"];
+  /** Of the shards of the partition; east alone. */
+  owners?: readonly string[];
+  /** Of a second partition, whose state nobody tells. */
+  silent?: boolean;
 }) {
   const time = new ManualTime();
   const moves: string[] = [];
@@ -25,7 +29,18 @@ async function keeping(facts: {
     site: "east",
     time,
     log: silentLogger,
-    map: { all: () => [{ ...head, state: facts.state ?? "owned" }], onChange: () => () => undefined },
+    map: {
+      all: () => [
+        ...(facts.silent === true ? [{ ...head, shard: shardId(63), partition: partition(1) }] : []),
+        ...(facts.owners ?? ["east"]).map((owner, index) => ({
+          ...head,
+          shard: shardId(index),
+          owner,
+          state: facts.state ?? "owned",
+        })),
+      ],
+      onChange: () => () => undefined,
+    },
     peers: {
       state: (dc: string) => (dc === facts.dead ? "dead" : "serving"),
       inDoubt: (dc: string) => dc === facts.inDoubt,
@@ -33,7 +48,11 @@ async function keeping(facts: {
     },
     siteSet: () => ({ sites: all.map((name) => ({ name, witness: false })) }) as unknown as SiteSet,
     leaders: {
-      leader: async () => ({ leader: facts.leader, replicas: all }),
+      leader: async (of: number) => {
+        if (of === 0) return { leader: facts.leader, replicas: all };
+        await time.sleep(1_000);
+        throw new Error("nobody answers");
+      },
       handOver: async (_partition: number, to: string) => {
         moves.push(to);
         facts.leader = to;
@@ -64,6 +83,19 @@ test("a leader at one end of a cut link is moved to the site that every live dat
     [],
     "nobody but the owner is reached by all: it stays",
   );
+});
+
+test("a partition of two owners is led by neither, and looked after by the one that owns more of it", async () => {
+  assert.deepEqual(await keeping({ leader: "west", owners: ["east", "east", "west"] }), ["central"]);
+  assert.deepEqual(await keeping({ leader: "central", owners: ["east", "east", "west"] }), []);
+  assert.deepEqual(await keeping({ leader: "east", owners: ["east", "west", "west"] }), [], "west sees to it");
+  const everybody = ["east", "east", "central", "west"];
+  assert.deepEqual(await keeping({ leader: "central", owners: everybody }), [], "away from who owns most of it");
+  assert.equal((await keeping({ leader: "east", owners: everybody })).length, 1);
+});
+
+test("a partition that has no leader holds up none of the others", async () => {
+  assert.equal((await keeping({ leader: "east", silent: true })).length, 1);
 });
 
 test("what a dead datacenter heard last does not count", async () => {

@@ -66,12 +66,17 @@ test("succession: the same for all, a preference first, spread over survivors", 
 test("log leaders: away from the owner, a witness first, and no move without need", () => {
   const site = (name: string, owned: number, leads = 0, witness = false) => ({ site: name, witness, owned, leads });
   const three = [site("east", 20), site("central", 30), site("west", 10)];
-  assert.equal(preferredLeader({ owner: "east", leader: "east", candidates: three }), "west");
-  assert.equal(preferredLeader({ owner: "east", leader: "central", candidates: three }), "central");
-  assert.equal(preferredLeader({ owner: "east", leader: "west", candidates: [...three, site("w", 0, 9, true)] }), "w");
-  assert.equal(preferredLeader({ owner: "east", leader: "east", candidates: [site("east", 1)] }), undefined);
+  assert.equal(preferredLeader({ owners: ["east"], leader: "east", candidates: three }), "west");
+  assert.equal(preferredLeader({ owners: ["east"], leader: "central", candidates: three }), "central");
   assert.equal(
-    preferredLeader({ owner: "east", leader: undefined, candidates: [site("central", 5, 6), site("west", 5, 0)] }),
+    preferredLeader({ owners: ["east"], leader: "west", candidates: [...three, site("w", 0, 9, true)] }),
+    "w",
+  );
+  assert.equal(preferredLeader({ owners: ["east"], leader: "east", candidates: [site("east", 1)] }), undefined);
+  assert.equal(
+    preferredLeader({ owners: ["east"], leader: undefined, candidates: [site("central", 5, 6), site("west", 5, 0)] }),
     "west",
   );
+  assert.equal(preferredLeader({ owners: ["east", "west"], leader: "west", candidates: three }), "central");
+  assert.equal(preferredLeader({ owners: ["east", "west", "central"], leader: "west", candidates: three }), "west");
 });
