@@ -4,6 +4,7 @@ import { startStack } from "../harness/stack.js";
 import { faults } from "./faults.js";
 import { runJobChaos } from "./jobs.js";
 import { runRounds } from "./rounds.js";
+import { runSecondDeaths } from "./second-death.js";
 import { runCase } from "./switchover.js";
 import { switchoverCases } from "./switchover-cases.js";
 
@@ -15,6 +16,8 @@ was recorded against the invariants of DESIGN.md.
 Scenarios:
 ${faults.map(({ name, what }) => `  ${name.padEnd(15)} ${what}`).join("\n")}
   jobs            200 jobs while one datacenter after the other is killed at random; a round is a kill
+  second-death    four datacenters and a witness: a second one dies while it takes over from the first, then a third one
+  second-of-three the second death in three datacenters, which leaves no majority
   switchover      planned moves that go wrong at each of their steps; a round is every case once
 
 Options:
@@ -40,6 +43,7 @@ async function main(argv: string[]): Promise<number> {
     return 0;
   }
   if (options.scenario === "switchover") return switchovers(options.rounds, options.json);
+  if (options.scenario === "second-death" || options.scenario === "second-of-three") return secondDeaths(options);
   if (options.scenario === "jobs") return jobs(options.rounds, options.seed, options.json);
   const fault = faults.find(({ name }) => name === options.scenario);
   if (fault === undefined) {
@@ -76,6 +80,35 @@ async function main(argv: string[]): Promise<number> {
     if (json)
       process.stdout.write(
         `${JSON.stringify({ ok: violations.length === 0, scenario: fault.name, seed, counts, rounds: result.rounds, violations })}\n`,
+      );
+    return violations.length === 0 ? 0 : 1;
+  } catch (error) {
+    process.stderr.write(`chaos: ${(error as Error).message}\n`);
+    return 1;
+  } finally {
+    await stack.stop();
+  }
+}
+
+async function secondDeaths(options: {
+  readonly scenario: string;
+  readonly rounds: number;
+  readonly seed: number;
+  readonly rate: number;
+  readonly json: boolean;
+}): Promise<number> {
+  const { scenario, rounds, seed, json } = options;
+  const tell = (line: string): void => void (json ? process.stderr : process.stdout).write(`${line}\n`);
+  tell(`${scenario}: ${rounds} rounds, seed ${seed}`);
+  const stack = await startStack(scenario === "second-death" ? { dcs: ["a", "b", "c", "d"], witness: "w" } : {});
+  try {
+    const result = await runSecondDeaths(stack, { rounds, random: seededRandom(seed), tell });
+    const { violations } = result;
+    for (const { invariant, what } of violations.slice(0, 50)) tell(`VIOLATION of ${invariant}: ${what}`);
+    tell(violations.length === 0 ? "no violation" : `${violations.length} violations; repeat with --seed ${seed}`);
+    if (json)
+      process.stdout.write(
+        `${JSON.stringify({ ok: violations.length === 0, scenario, seed, rounds: result.rounds, violations })}\n`,
       );
     return violations.length === 0 ? 0 : 1;
   } catch (error) {
