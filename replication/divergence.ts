@@ -132,6 +132,21 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
   if (rows.length > 0) await resetDigest(client, shard);
 }
 
+/** As `voidCopies`, for the epochs of many shards: usually nothing of them is being restored. */
+export async function voidCopiesOf(
+  client: Client,
+  ends: readonly { readonly shard: ShardId; readonly ended: Epoch; readonly last: Position }[],
+): Promise<void> {
+  if (ends.length === 0) return;
+  const { rows } = await client.query<{ shard: number }>({
+    name: "restoring_shards",
+    text: "SELECT DISTINCT shard FROM restores WHERE shard = ANY($1::int[])",
+    values: [ends.map(({ shard }) => shard)],
+  });
+  const restoring = new Set(rows.map(({ shard }) => shard));
+  for (const { shard, ended, last } of ends) if (restoring.has(shard)) await voidCopies(client, shard, ended, last);
+}
+
 async function remove(
   client: Client,
   shard: ShardId,

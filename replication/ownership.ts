@@ -4,7 +4,7 @@ import type { Logger } from "../infra/logger.js";
 import type { Random } from "../infra/random.js";
 import { nextEpoch, position as toPosition, type ShardId } from "../shards/ids.js";
 import type { OpenRequest, OpenResult, OwnershipLog } from "../shards/ownership-log.js";
-import { lastOf, type BatchHeader, type EpochEnd } from "./record.js";
+import { encodeBatch, lastOf, type BatchHeader, type EpochEnd } from "./record.js";
 import type { ShardLog } from "./shard-log.js";
 
 /** An `open` waits no longer for what it says about former epochs. */
@@ -17,7 +17,7 @@ export class LogOwnership implements OwnershipLog {
   readonly #time: Time;
   readonly #random: Random;
   readonly #logger: Logger;
-  readonly #opened: (shard: ShardId, sequence: number) => void;
+  readonly #opened: (shard: ShardId, sequence: number, bytes: Uint8Array) => void;
   readonly #epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
 
   constructor(options: {
@@ -26,7 +26,8 @@ export class LogOwnership implements OwnershipLog {
     time: Time;
     random: Random;
     logger: Logger;
-    opened: (shard: ShardId, sequence: number) => void;
+    /** The log holds this `open` or statement. */
+    opened: (shard: ShardId, sequence: number, bytes: Uint8Array) => void;
     /** Where the shard's epochs before the one that stands here ended. */
     epochEnds?: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   }) {
@@ -41,6 +42,7 @@ export class LogOwnership implements OwnershipLog {
 
   open(request: OpenRequest, deadline: number): Promise<OpenResult> {
     const { shard } = request;
+    const began = this.#time.monotonic();
     return this.#log.exclusive(shard, async () => {
       const ends = this.#ends(shard, deadline);
       let tail = await this.#log.tail(shard, deadline, request.against);
@@ -72,7 +74,9 @@ export class LogOwnership implements OwnershipLog {
           drained: 0,
           epochEnds: await ends,
         };
-        const result = await this.#log.append(tail.sequence, { header: open, records: [], open: body }, deadline);
+        const batch = { header: open, records: [], open: body };
+        const bytes = encodeBatch(batch);
+        const result = await this.#log.append(tail.sequence, batch, deadline, undefined, bytes);
         if (result.kind === "unknown") return { kind: "unknown" };
         if (result.kind === "stored") {
           this.#logger.info("opened in the log", {
@@ -81,8 +85,9 @@ export class LogOwnership implements OwnershipLog {
             owner: open.owner,
             position: last,
             sequence: result.sequence,
+            ms: Math.round(this.#time.monotonic() - began),
           });
-          this.#opened(shard, result.sequence);
+          this.#opened(shard, result.sequence, bytes);
           return { kind: "opened" };
         }
         tail = result.tail;
@@ -139,10 +144,12 @@ export class LogOwnership implements OwnershipLog {
           drained: 0,
           epochEnds: request.epochEnds,
         };
-        const result = await this.#log.append(tail.sequence, { header: statement, records: [], open: body }, deadline);
+        const batch = { header: statement, records: [], open: body };
+        const bytes = encodeBatch(batch);
+        const result = await this.#log.append(tail.sequence, batch, deadline, undefined, bytes);
         if (result.kind === "unknown") return null;
         if (result.kind === "stored") {
-          this.#opened(shard, result.sequence);
+          this.#opened(shard, result.sequence, bytes);
           return true;
         }
         tail = result.tail;

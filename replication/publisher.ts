@@ -72,6 +72,8 @@ interface ShardState {
   lower: number;
   running: boolean;
   again: boolean;
+  /** The outbox may hold what this process did not commit itself. */
+  look: boolean;
   /** The oldest commit known that is not published, and when it was (monotonic). */
   oldest: { readonly position: Position; readonly at: number } | null;
   /** The last commit known, and when it was. */
@@ -168,10 +170,16 @@ export class Publisher {
       }
       touched.add(record.shard);
     }
-    for (const shard of touched) this.wake(shard);
+    for (const shard of touched) this.#start(shard);
   }
 
+  /** There may be something to publish that this process does not know of. */
   wake(shard: ShardId): void {
+    this.#state(shard).look = true;
+    this.#start(shard);
+  }
+
+  #start(shard: ShardId): void {
     const state = this.#state(shard);
     if (!this.#active || this.#stop.signal.aborted) return;
     if (state.running) {
@@ -192,7 +200,7 @@ export class Publisher {
         this.#time.after(500, () => this.wake(shard));
       } finally {
         state.running = false;
-        if (state.again) this.wake(shard);
+        if (state.again) this.#start(shard);
       }
     });
   }
@@ -232,7 +240,8 @@ export class Publisher {
         cancel: done,
       };
       state.waiters.add(waiter);
-      this.wake(shard);
+      if (state.newest === null || state.newest.position < position) this.wake(shard);
+      else this.#start(shard);
     });
   }
 
@@ -372,7 +381,12 @@ export class Publisher {
       }
       return rows;
     }
-    return bounded(await this.#outbox.read(shard, state.epoch, mark, batchRecords), mark);
+    // After the last own commit there is nothing more, unless another process has said so: no look for each batch.
+    if (!state.look && (state.newest === null || state.newest.position <= mark)) return [];
+    state.look = false;
+    const rows = bounded(await this.#outbox.read(shard, state.epoch, mark, batchRecords), mark);
+    if (rows.length > 0) state.look = true;
+    return rows;
   }
 
   #shift(state: ShardState): void {
@@ -401,6 +415,8 @@ export class Publisher {
   }
 
   #enter(state: ShardState, epoch: Epoch): void {
+    // Back to an earlier one: what was known of the later is forgotten with it.
+    if (epoch < state.epoch) state.look = true;
     state.epoch = epoch;
     state.mark = null;
     state.memory = [];
@@ -420,6 +436,7 @@ export class Publisher {
         lower: 0,
         running: false,
         again: false,
+        look: true,
         end: null,
         oldest: null,
         newest: null,

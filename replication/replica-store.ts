@@ -9,8 +9,9 @@ import {
   type ShardId,
   type SiteName,
 } from "../shards/ids.js";
-import { voidCopies, setAside } from "./divergence.js";
+import { setAside, voidCopiesOf } from "./divergence.js";
 import { dropCarried, takeCarried } from "./carried.js";
+import { insertHistory, type HistoryRow } from "./history.js";
 import { applyFast } from "./fast-apply.js";
 import { fold } from "./fold.js";
 import { lockHeads, readDigests, storeHeads, storePositions, type FullHead } from "./heads.js";
@@ -33,6 +34,14 @@ export interface Adoption {
   readonly before: FullHead;
   readonly open: OpenBody;
   readonly divergent: number;
+}
+
+/** A change of owner whose rows are still to be stored. */
+interface Opened extends HistoryRow {
+  readonly ended: Epoch;
+  readonly before: FullHead;
+  /** A planned move to this datacenter: what was carried goes on. */
+  readonly planned: boolean;
 }
 
 /** Messages of a partition that follow `from` without a gap. */
@@ -149,8 +158,40 @@ export class PostgresReplicaStore implements ReplicaStore {
     const unread: [ShardId, number][] = [];
     const committedAt = new Map<ShardId, number>();
     const differs: Differing[] = [];
+    const jobs: Applied["jobs"][number][] = [];
+    const requests: Applied["requests"] & unknown[] = [];
     let rows = new RowSet();
+    const write = async (): Promise<void> => {
+      await rows.write(client);
+      for (const job of rows.jobs.values()) jobs.push({ id: job.id, status: job.status, shard: job.shard });
+      requests.push(...rows.requests);
+      rows = new RowSet();
+    };
+    // Changes of owner are stored together: a takeover brings those of hundreds of shards at once.
+    const opens = new Map<ShardId, Opened>();
+    const adopt = async (): Promise<void> => {
+      await write();
+      const all = [...opens.values()];
+      opens.clear();
+      await voidCopiesOf(client, all);
+      const tenures = await takeCarried(
+        client,
+        all.filter((each) => each.planned),
+      );
+      await dropCarried(client, all);
+      await insertHistory(client, all);
+      for (const { shard, before, open, divergent } of all) {
+        const opened = heads.get(shard);
+        if (opened === undefined) continue;
+        const tenure = tenures.get(shard);
+        const head = tenure === undefined ? opened : { ...opened, tenure };
+        heads.set(shard, head);
+        adoptions.push({ head, before, open, divergent });
+      }
+    };
     for (const message of messages) {
+      // What an epoch brings must not be undone with what the one before it had.
+      if (opens.has(message.shard)) await adopt();
       const head = heads.get(message.shard);
       if (head === undefined || head.stopped !== null) continue;
       const stop = (why: string): void => {
@@ -192,8 +233,7 @@ export class PostgresReplicaStore implements ReplicaStore {
             for (const [index, record] of records.entries()) {
               const position = toPosition(head.position + 1 + index);
               if (record.type === "digest" && record.digest !== undefined) {
-                await rows.write(client);
-                rows = new RowSet();
+                await write();
                 const found = await digestHere(client, head.shard, record.digest, step.head.epoch, position);
                 if (found !== null && found !== record.digest)
                   differs.push({ shard: head.shard, epoch: step.head.epoch, position, logged: record.digest, found });
@@ -214,9 +254,8 @@ export class PostgresReplicaStore implements ReplicaStore {
           const open = message.batch?.open;
           if (open === null || open === undefined) throw new NeedsRecords(head.partition, message.sequence);
           let divergent = 0;
-          await rows.write(client);
-          rows = new RowSet();
           if (step.divergentAbove !== null) {
+            await adopt();
             await client.query("SAVEPOINT divergence");
             try {
               divergent = await setAside(client, this.site, head, step.divergentAbove);
@@ -227,24 +266,30 @@ export class PostgresReplicaStore implements ReplicaStore {
               break;
             }
           }
-          await voidCopies(client, head.shard, head.epoch, step.head.position);
-          const planned = step.head.owner === this.site && head.owner !== this.site && open.sameTenure;
-          const tenure = planned ? await takeCarried(client, head.shard, step.head.epoch) : null;
-          await dropCarried(client, head.shard, step.head.epoch);
+          opens.set(head.shard, {
+            shard: head.shard,
+            epoch: step.head.epoch,
+            ended: head.epoch,
+            before: head,
+            planned: step.head.owner === this.site && head.owner !== this.site && open.sameTenure,
+            at: message.header.committedAt,
+            from: head.owner,
+            to: message.header.owner,
+            open,
+            divergent,
+            last: step.head.position,
+          });
           const next: FullHead = {
             ...head,
             ...step.head,
-            ...(tenure === null ? {} : { tenure }),
             confirmed: step.head.owner === this.site,
             since: new Date(message.header.committedAt).toISOString(),
             kind: open.kind,
             reason: open.reason,
             revision: head.revision + 1,
           };
-          await insertHistory(client, message.header, open, head.owner, step.head.position, divergent);
           heads.set(head.shard, next);
           full.add(head.shard);
-          adoptions.push({ head: next, before: head, open, divergent });
           this.#log.info(step.why, {
             shard: head.shard,
             epoch: next.epoch,
@@ -258,7 +303,7 @@ export class PostgresReplicaStore implements ReplicaStore {
         }
       }
     }
-    await rows.write(client);
+    await adopt();
     await storeHeads(
       client,
       [...full].flatMap((shard) => heads.get(shard) ?? []),
@@ -276,9 +321,9 @@ export class PostgresReplicaStore implements ReplicaStore {
       adoptions,
       stopped,
       committedAt,
-      requests: rows.requests,
+      requests,
       differs,
-      jobs: [...rows.jobs.values()].map((job) => ({ id: job.id, status: job.status, shard: job.shard })),
+      jobs,
     };
   }
 }
@@ -297,34 +342,6 @@ async function digestHere(
     [shard, logged, epoch, position],
   );
   return rows[0]?.digest ?? null;
-}
-
-async function insertHistory(
-  client: Client,
-  header: BatchHeader,
-  open: OpenBody,
-  from: SiteName | null,
-  last: Position,
-  divergent: number,
-): Promise<void> {
-  await client.query(
-    `INSERT INTO history (shard, epoch, at, from_dc, to_dc, kind, reason, by, phases_ms, drained, divergent, last_position)
-     VALUES ($1, $2, to_timestamp($3::float8 / 1000), $4, $5, $6, $7, $8, $9, $10, $11, $12) ON CONFLICT (shard, epoch) DO NOTHING`,
-    [
-      header.shard,
-      header.epoch,
-      header.committedAt,
-      from,
-      header.owner,
-      open.kind,
-      open.reason,
-      open.by,
-      JSON.stringify(open.phasesMs),
-      open.drained,
-      divergent,
-      last,
-    ],
-  );
 }
 
 export type { Epoch };

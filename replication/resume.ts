@@ -113,7 +113,7 @@ export class Resume implements Service {
 
   async #settle(seen: Head): Promise<void> {
     // The database says how far the epoch went: no write can be added while the shard is suspended or moving.
-    const head = (await this.#o.store.heads()).find((h) => h.shard === seen.shard);
+    const [head] = await this.#o.store.heads([seen.shard]);
     if (head === undefined || head.epoch !== seen.epoch || head.state !== seen.state) {
       if (head !== undefined) this.#o.map.adopt(head);
       return;

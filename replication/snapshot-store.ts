@@ -123,7 +123,7 @@ export class SnapshotStore {
     if (plan.divergentAbove !== null) divergent = await setAside(client, this.site, head, plan.divergentAbove);
     if (there.epoch > head.epoch) {
       await voidCopies(client, head.shard, head.epoch, plan.ended);
-      await dropCarried(client, head.shard, toEpoch(there.epoch));
+      await dropCarried(client, [{ shard: head.shard, epoch: toEpoch(there.epoch) }]);
     }
     const loads = plan.loads || known !== undefined || unsettled;
     if (loads)

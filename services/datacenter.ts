@@ -13,9 +13,9 @@ import { readProgress } from "../replication/carried.js";
 import { DigestKeeper } from "../replication/digest-keeper.js";
 import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
+import { epochEndsIn } from "../replication/epoch-ends.js";
 import { Payloads } from "../replication/payloads.js";
 import { Pace } from "../replication/pace.js";
-import type { EpochEnd } from "../replication/record.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
 import { PostgresOwnerStore } from "../replication/owner-store.js";
 import { PostgresRestoreStore } from "../replication/restore-store.js";
@@ -164,12 +164,7 @@ export async function createDatacenter(
       mayAppend: (partition) => !retention.full(partition),
       backlogWaitMs: (bytes) => pace.reserve(bytes),
       room: (shard, durability, deadline) => backlog.room(shard, durability, deadline),
-      epochEnds: async (shard) =>
-        (
-          await control.pool.query<{ ends: EpochEnd[] }>("SELECT epoch_ends AS ends FROM shard_head WHERE shard = $1", [
-            shard,
-          ])
-        ).rows[0]?.ends ?? [],
+      epochEnds: epochEndsIn(control, time),
       meetAgain: async () => {
         const found = await meetAgain(
           meet({ shards, partitions }),

@@ -55,10 +55,12 @@ const suspendedFrom = (event: "fence" | "close"): ShardState[] =>
 export class PostgresShardStore implements ShardStore, VoteStore {
   constructor(private readonly database: Database) {}
 
-  async heads(): Promise<Head[]> {
+  async heads(only?: readonly ShardId[]): Promise<Head[]> {
     const { rows } = await this.database.pool.query<Row & { waits: boolean }>({
-      name: "heads",
-      text: `SELECT ${columns}, EXISTS (SELECT 1 FROM restores r WHERE r.shard = shard_head.shard) AS waits FROM shard_head ORDER BY shard`,
+      name: only === undefined ? "heads" : "some_heads",
+      text: `SELECT ${columns}, EXISTS (SELECT 1 FROM restores r WHERE r.shard = shard_head.shard) AS waits FROM shard_head
+        ${only === undefined ? "" : "WHERE shard = ANY($1::int[])"} ORDER BY shard`,
+      ...(only === undefined ? {} : { values: [only] }),
     });
     return rows.map((row) => ({ ...headOf(row), waits: row.waits }));
   }

@@ -26,7 +26,8 @@ export interface Lock {
  * incarnation of the database fail.
  */
 export interface ShardStore {
-  heads(): Promise<Head[]>;
+  /** Of all shards, or of these. */
+  heads(only?: readonly ShardId[]): Promise<Head[]>;
   /**
    * Stores that epochs up to these were voted against, and suspends what is owned at or below them (rule d); remembers the
    * voter's incarnation, and closes the datacenter when that is a newer one than was known (rule i).

@@ -4,7 +4,7 @@ import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Messenger } from "../infra/nats/messaging.js";
 import type { Service } from "../infra/service.js";
-import type { Partition, SiteName } from "./ids.js";
+import type { Epoch, Partition, ShardId, SiteName } from "./ids.js";
 import { voteSubject } from "./lease-keeper.js";
 import type { Head, ShardMap } from "./map.js";
 import type { OwnershipLog } from "./ownership-log.js";
@@ -55,6 +55,8 @@ export class TakeoverWatch implements Service {
   readonly #log: Logger;
   readonly #stop = new AbortController();
   readonly #running = new Set<SiteName>();
+  /** Epochs that are known to have ended, by shard: the fold will say so. */
+  readonly #ended = new Map<ShardId, Epoch>();
   #loop: Promise<void> = Promise.resolve();
 
   constructor(options: TakeoverOptions) {
@@ -98,7 +100,7 @@ export class TakeoverWatch implements Service {
           // A group that starts together waits for its log, each datacenter for a different time.
           const late = this.#o.time.monotonic() - since >= this.#o.graceMs;
           if (!late && this.#o.peers.silentMs(target) === Infinity) continue;
-          const shards = this.#o.map.ownedBy(target);
+          const shards = this.#o.map.ownedBy(target).filter((head) => !this.#hasEnded(head));
           if (shards.length === 0) continue;
           this.#running.add(target);
           void this.#takeOver(set, target, shards)
@@ -181,6 +183,7 @@ export class TakeoverWatch implements Service {
       this.#stop.signal.aborted ||
       now === undefined ||
       now.epoch !== head.epoch ||
+      this.#hasEnded(head) ||
       !this.#o.leaseValid() ||
       time.monotonic() >= times.deadline
     )
@@ -200,9 +203,14 @@ export class TakeoverWatch implements Service {
       },
       times.deadline,
     );
+    if (result.kind !== "unknown") this.#ended.set(head.shard, head.epoch);
     if (result.kind === "unknown")
       this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
     return result.kind === "opened";
+  }
+
+  #hasEnded(head: Head): boolean {
+    return (this.#ended.get(head.shard) ?? -1) >= head.epoch;
   }
 
   async #collectVotes(set: SiteSet, target: SiteName, shards: readonly Head[], forced = false): Promise<boolean> {

@@ -154,10 +154,10 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     time,
     random,
     logger: log,
-    opened: (shard, sequence) => {
+    opened: (shard, sequence, bytes) => {
       const partition = partitionOf(shard, partitions);
-      applier.hint(partition, sequence);
-      hints.add(partition, sequence, shard);
+      applier.push(partition, { sequence, shard, data: bytes });
+      hints.add(partition, sequence, shard, bytes);
     },
     epochEnds: ground.epochEnds,
   });

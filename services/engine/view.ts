@@ -70,7 +70,7 @@ export class View {
       if (head.owner !== site) continue;
       if (!replicator.holding) {
         publisher.observeMark(head.shard, head.epoch, head.published);
-      } else if (head.position > (publisher.mark(head.shard) ?? -1)) publisher.wake(head.shard);
+      } else if (head.position > (publisher.mark(head.shard) ?? head.published)) publisher.wake(head.shard);
     }
   }
 
@@ -106,7 +106,8 @@ export class View {
       publisher.ended(head.shard, before.epoch, toPosition(0));
     progress.reached(head.shard, head.epoch, head.position);
     changes.changed(head.shard);
-    if (head.owner === site) publisher.wake(head.shard);
+    // A shard that was just opened has nothing to publish yet: to look would be a statement for each of a takeover's shards.
+    if (head.owner === site && head.position > head.published) publisher.wake(head.shard);
   }
 
   #judge(head: Head): void {

@@ -16,8 +16,9 @@ export class MemoryShardStore implements ShardStore, VoteStore {
     private readonly faults: { readonly forgetsFences?: boolean } = {},
   ) {}
 
-  heads(): Promise<Head[]> {
-    return this.#heads("heads", () => undefined);
+  async heads(only?: readonly ShardId[]): Promise<Head[]> {
+    const all = await this.#heads("heads", () => undefined);
+    return only === undefined ? all : all.filter(({ shard }) => only.includes(shard));
   }
 
   fence(
