@@ -73,12 +73,13 @@ async function measure(bench: Bench, { seconds, rate = 500, tell }: BenchOptions
     draining = false;
     await loading;
   }
-  const holds = heldMs(stack.logs(dc));
+  const { holds, phases } = movesOf(stack.logs(dc));
   const figures = {
     shards: moved,
     failedRequests: failures.length,
     totalMs,
     holdMs: latencyOf(holds),
+    phasesMs: Object.fromEntries(phaseNames.map((name) => [name, latencyOf(phases[name])])),
     writeMs: { before: latencyOf(before), during: latencyOf(during) },
   };
   for (const failure of failures.slice(0, 5)) tell(failure);
@@ -87,6 +88,7 @@ async function measure(bench: Bench, { seconds, rate = 500, tell }: BenchOptions
     rows: [
       ["", "count", "p50 ms", "p99 ms", "max ms"],
       row("a shard is held", figures.holdMs),
+      ...phaseNames.map((name) => row(`  ${phaseTexts[name]}`, latencyOf(phases[name]))),
       row("write before", figures.writeMs.before),
       row("write during the drain", figures.writeMs.during),
       [`${moved} shards in ${totalMs} ms`, `${failures.length} failed`, "", "", ""],
@@ -95,11 +97,31 @@ async function measure(bench: Bench, { seconds, rate = 500, tell }: BenchOptions
   };
 }
 
-/** From the shard being set `moving` until its target serves it, as the owner has logged it. */
-function heldMs(log: string): number[] {
-  return log.split("\n").flatMap((line) => {
-    if (!line.includes('"message":"moved"')) return [];
-    const { heldMs: held } = JSON.parse(line) as { heldMs?: number };
-    return held === undefined ? [] : [held];
-  });
+const phaseNames = ["hold", "flush", "carry", "open", "serve"] as const;
+type PhaseName = (typeof phaseNames)[number];
+const phaseTexts: Readonly<Record<PhaseName, string>> = {
+  hold: "every process holds it",
+  flush: "the log has its last write",
+  carry: "the target has its progress",
+  open: "the log opens it",
+  serve: "the target serves it",
+};
+
+/** From each shard being set `moving` until its target serves it, and the parts of that, as the owner has logged it. */
+function movesOf(log: string): {
+  readonly holds: readonly number[];
+  readonly phases: Readonly<Record<PhaseName, readonly number[]>>;
+} {
+  const moves = log
+    .split("\n")
+    .flatMap((line) =>
+      line.includes('"message":"moved"')
+        ? [JSON.parse(line) as Partial<Record<PhaseName, number>> & { heldMs?: number }]
+        : [],
+    );
+  const of = (name: PhaseName): number[] => moves.flatMap((move) => move[name] ?? []);
+  return {
+    holds: moves.flatMap(({ heldMs }) => heldMs ?? []),
+    phases: { hold: of("hold"), flush: of("flush"), carry: of("carry"), open: of("open"), serve: of("serve") },
+  };
 }

@@ -54,6 +54,7 @@ Options:
   --shards N       shards of the stack (default 64; drain 384)
   --rows N         rows of each import of bulk (default 100000); writes that catch-up's datacenter misses at least
   --mb N           megabytes of the shard of snapshot (default 200)
+  --clusters N,N   clusters that are loaded first, by takeover; several numbers are measured one after the other
   --rate W         writes per second, where a scenario has a rate
   --json           print one JSON object per scenario (progress goes to stderr)
   --help           this text
@@ -100,6 +101,7 @@ interface Options {
   readonly shards: number | undefined;
   readonly rows: number | undefined;
   readonly mb: number | undefined;
+  readonly clusters: readonly number[] | undefined;
   readonly json: boolean;
   readonly help: boolean;
 }
@@ -117,6 +119,7 @@ function parse(argv: string[]): Options | string {
         scenario: { type: "string", multiple: true, default: [] },
         rows: { type: "string" },
         mb: { type: "string" },
+        clusters: { type: "string" },
         json: { type: "boolean", default: false },
         help: { type: "boolean", default: false },
       },
@@ -138,8 +141,11 @@ function parse(argv: string[]): Options | string {
     const mb = values.mb === undefined ? undefined : Number(values.mb);
     if (mb !== undefined && !(Number.isInteger(mb) && mb >= 1 && mb <= 10_000))
       return "--mb must be a whole number from 1 to 10000";
+    const clusters = values.clusters?.split(",").map(Number);
+    if (clusters?.some((count) => !Number.isInteger(count) || count < 1 || count > 10_000_000))
+      return "--clusters must be whole numbers from 1 to 10000000";
     const chosen = scenarios.filter(({ name }) => named.length === 0 || named.includes(name));
-    return { chosen, seconds, runs, rate, shards, rows, mb, json: values.json, help: values.help };
+    return { chosen, seconds, runs, rate, shards, rows, mb, clusters, json: values.json, help: values.help };
   } catch (error) {
     return (error as Error).message;
   }

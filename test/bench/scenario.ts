@@ -21,6 +21,8 @@ export interface BenchOptions {
   readonly rows?: number | undefined;
   /** Megabytes of what is copied; undefined: the scenario's own number. */
   readonly mb?: number | undefined;
+  /** Numbers of clusters that are loaded before, one after the other, where a scenario measures by them. */
+  readonly clusters?: readonly number[] | undefined;
   readonly tell: (line: string) => void;
 }
 
