@@ -10,7 +10,7 @@ import type { Moves } from "./moves.js";
 const tickMs = 1_000;
 /** Takeovers that lie closer together than this count as one coming and going. */
 const flapWindowMinutes = 10;
-const atOnce = 8;
+const atOnce = 4;
 
 /**
  * Automatic failback (section 5): only of what a takeover moved, and only to a datacenter that has been healthy and caught

@@ -37,8 +37,8 @@ const kinds = {
   rebalances: "rebalance",
   takeovers: "takeover",
 } as const;
-/** Moves of one operation under way at once. */
-const atOnce = 12;
+/** Moves of one operation under way at once: more would not end sooner, but hold each shard for longer. */
+const atOnce = 4;
 const moveMs = 25_000;
 const askMs = 2_000;
 const seenMs = 3_000;

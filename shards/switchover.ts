@@ -100,15 +100,17 @@ export class Switchover {
     const { head } = started;
     map.adopt(head);
     try {
-      await Promise.all(started.nodes.map((node) => this.#o.hold(node, head, confirmMs)));
+      await Promise.all(started.nodes.map((node) => this.#hold(node, head)));
       phase("hold", began);
-      const flushing = time.monotonic();
-      if (!(await this.#o.flush(head, flushing + flushMs)))
+      // Nothing of the shard changes any more: both ends of the way are made ready side by side.
+      const ready = time.monotonic();
+      const carried = this.#o.carry(head, to, carryMs).then(() => phase("carry", ready));
+      // Its failure is looked at below, when the log has the last write.
+      carried.catch(() => undefined);
+      if (!(await this.#o.flush(head, ready + flushMs)))
         return await this.#callOff(head, "the log did not take the shard's last writes in time");
-      phase("flush", flushing);
-      const carrying = time.monotonic();
-      await this.#o.carry(head, to, carryMs);
-      phase("carry", carrying);
+      phase("flush", ready);
+      await carried;
     } catch (error) {
       return this.#callOff(head, asError(error).message);
     }
@@ -116,6 +118,7 @@ export class Switchover {
     if (!this.#o.canOpen(to, head.partition)) return this.#callOff(head, `${to} can't open the shard any more`);
     if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving")
       return { kind: "unsettled", why: "the shard was fenced during the move" };
+    const opening = time.monotonic();
     const result = await this.#o.ownership.open(
       {
         shard,
@@ -127,18 +130,31 @@ export class Switchover {
         by: request.by,
         sameTenure: true,
         closing: 0,
-        phasesMs: phases,
+        phasesMs: { ...phases },
       },
-      time.monotonic() + appendMs,
+      opening + appendMs,
     );
+    phase("open", opening);
     if (result.kind === "unknown") return { kind: "unsettled", why: "the log did not answer the append in time" };
     if (result.kind === "moved" && result.owner !== to)
       return { kind: "unsettled", why: `${result.owner} opened the shard meanwhile` };
     const epoch = (head.epoch + 1) as Epoch;
+    const serving = time.monotonic();
     const served = await within(time, openedMs, this.#o.opened(to, shard, epoch, openedMs), false);
+    phase("serve", serving);
     const heldMs = time.monotonic() - began;
     this.#log.info("moved", { shard, epoch, to, heldMs: Math.round(heldMs), served, ...phases });
     return { kind: "moved", epoch, heldMs };
+  }
+
+  async #hold(node: string, head: Head): Promise<void> {
+    try {
+      await this.#o.hold(node, head, confirmMs);
+    } catch (error) {
+      throw new Error(`${this.#o.site}/${node} did not confirm that it holds the shard: ${asError(error).message}`, {
+        cause: error,
+      });
+    }
   }
 
   async #callOff(head: Head, why: string): Promise<MoveResult> {

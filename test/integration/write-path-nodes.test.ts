@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { after as afterAll, before, describe, it } from "node:test";
 import { startStack, type TestStack } from "../harness/stack.js";
+import { databaseOf } from "./database.js";
 import { readLog } from "./log-reader.js";
 import {
   after,
@@ -16,6 +17,7 @@ import {
   send,
   settleMs,
   shardMap,
+  timed,
   type Answered,
   type Json,
   type ShardView,
@@ -132,6 +134,73 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
           `${node} sees the job complete`,
         );
     }
+  });
+
+  it("give a shard away only after each of them confirmed: one that stands still calls the move off, and its owner goes on (rule h)", async () => {
+    const database = databaseOf(stack, "central");
+    const moved = new Set<number>();
+    /** Moves the shard to west. @returns what the operation says of it in the end */
+    const move = async (shard: number): Promise<{ readonly status: string; readonly error: string | null }> => {
+      const { id } = body(await on("east/n1", "POST", "/v1/switchovers", { shard, to: "west" }), 202);
+      const ended = await stack.until(
+        async () => {
+          const found = body<Json & { shards: { status: string; error: string | null }[] }>(
+            await on("east/n1", "GET", `/v1/switchovers/${String(id)}`),
+            200,
+          );
+          return found["status"] !== "running" && at(found.shards, 0);
+        },
+        settleMs,
+        `shard ${shard} has moved or stays`,
+      );
+      if (ended.status === "complete") moved.add(shard);
+      return ended;
+    };
+    try {
+      // Who drives the move must not be the one that stands still, nor may that one be gone from the list before the move begins.
+      for (let tries = 1; ; tries++) {
+        const { rows } = await database.pool.query<{ holder: string }>(
+          "SELECT holder FROM locks WHERE name = 'replicator'",
+        );
+        const [still, other] = at(rows, 0).holder.startsWith("n1") ? (["n2", "n1"] as const) : (["n1", "n2"] as const);
+        const pid = stack.stack.site("central").nodes[still === "n1" ? 0 : 1]?.process()?.pid;
+        assert.ok(pid !== undefined);
+        const before = at(
+          (await shardMap(stack, "east")).filter(({ owner, shard }) => owner === "central" && !moved.has(shard)),
+          0,
+        );
+        process.kill(pid, "SIGSTOP");
+        try {
+          const { value: ended, ms } = await timed(move(before.shard));
+          if (tries < 3 && !(ended.error ?? "").includes(`central/${still} did not confirm`)) continue;
+          assert.equal(ended.status, "failed");
+          assert.match(ended.error ?? "", new RegExp(`central/${still} did not confirm that it holds the shard`));
+          assert.ok(ms < settleMs / 2, `called off after ${Math.round(ms)} ms`);
+          const write = await put(`central/${other}`, at(idsIn(before.shard, "goes-on", 1), 0));
+          body(write, 201);
+          assert.equal(placeOf(write).epoch, before.epoch, "the owner goes on in its epoch");
+          // Its last lease has run out, and no other is given to it: then it has no say.
+          await stack.until(async () => (await move(before.shard)).status === "complete", settleMs, "the shard moves");
+          process.kill(pid, "SIGCONT");
+          const late = await stack.until(
+            async () => {
+              const got = await put(`central/${still}`, at(idsIn(before.shard, "goes-on", 1), 0));
+              return got.status < 300 && got;
+            },
+            settleMs,
+            `${still} serves again`,
+          );
+          assert.equal(placeOf(late).epoch, before.epoch + 1);
+          assert.equal(late.headers.get("hothot-owner"), "west");
+          break;
+        } finally {
+          process.kill(pid, "SIGCONT");
+        }
+      }
+    } finally {
+      await database.close();
+    }
+    await allServe(stack);
   });
 
   it("go on without one that is killed, in the same epochs, with its shards where they are", async () => {

@@ -83,7 +83,7 @@ const headWith = (head: Partial<Head>): Head => ({ ...usual.head, ...head });
 test("a shard is held, flushed, carried, and then opened for its target", async () => {
   const { steps, switchover, move } = owner();
   assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 30 });
-  assert.deepEqual(steps, ["begin", "hold n2", "flush", "carry", "open", "opened"]);
+  assert.deepEqual(steps, ["begin", "hold n2", "carry", "flush", "open", "opened"]);
   assert.equal(switchover.isMoving(shard), false);
 });
 
@@ -133,7 +133,7 @@ test("whatever fails before the append gives the shard back, with the reason", a
     if (name === at) throw new Error(`${at} failed`);
   };
   const cases: [Parameters<typeof owner>[0], string, RegExp][] = [
-    [{ during: failing("hold n2") }, "hold n2", /hold n2 failed/],
+    [{ during: failing("hold n2") }, "hold n2", /east\/n2 did not confirm that it holds the shard: hold n2 failed/],
     [{ flushes: false }, "flush", /did not take the shard's last writes in time/],
     [{ during: failing("carry") }, "carry", /carry failed/],
   ];
@@ -141,7 +141,8 @@ test("whatever fails before the append gives the shard back, with the reason", a
     const { world, steps, move } = owner(facts);
     const result = await move();
     assert.ok(result.kind === "called_off" && why.test(result.why), JSON.stringify(result));
-    assert.deepEqual(steps.slice(-2), [last, "end"]);
+    assert.ok(steps.includes(last) && !steps.includes("open"));
+    assert.equal(steps.at(-1), "end");
     assert.deepEqual([world.head.state, world.head.epoch], ["owned", 4]);
   }
 });
