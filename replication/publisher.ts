@@ -436,7 +436,7 @@ export class Publisher {
         lower: 0,
         running: false,
         again: false,
-        look: true,
+        look: false,
         end: null,
         oldest: null,
         newest: null,
