@@ -8,6 +8,8 @@ import { logBytes } from "./log-bytes.js";
 import { memory } from "./memory.js";
 import { replicationLag } from "./replication-lag.js";
 import { drain } from "./drain.js";
+import { forwarded } from "./forwarded.js";
+import { keys } from "./keys.js";
 import { falseTakeovers } from "./false-takeovers.js";
 import { restartJobs } from "./restart-jobs.js";
 import type { Scenario } from "./scenario.js";
@@ -37,6 +39,8 @@ const scenarios: readonly Scenario[] = [
   snapshot,
   logBytes,
   digestCpu,
+  forwarded,
+  keys,
 ];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
@@ -50,7 +54,7 @@ ${scenarios.map(({ name, what }) => `  ${name.padEnd(16)} ${what}`).join("\n")}
 Options:
   --scenario NAME  the same as NAME alone; may be given again
   --seconds N      length of each measurement (default 10)
-  --runs N         repetitions of takeover and single-puts (default 3)
+  --runs N         repetitions of takeover, single-puts and keys (default 3)
   --shards N       shards of the stack (default 64; drain 384)
   --rows N         rows of each import of bulk (default 100000); writes that catch-up's datacenter misses at least
   --mb N           megabytes of the shard of snapshot (default 200)

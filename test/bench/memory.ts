@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { rounded } from "./figures.js";
+import { median, rounded } from "./figures.js";
 import {
   atRate,
   clusterBody,
@@ -13,7 +13,7 @@ import {
 /** Resident memory of the hothot processes. */
 export const memory: Scenario = {
   name: "memory",
-  what: "resident memory of each hothot process: after the start, and after 300 writes/s; megabytes",
+  what: "resident memory of each hothot process: at the start, and under 300 writes/s; megabytes (median of a quarter of the time)",
   run: (options) => onStack(options, (bench) => measure(bench, options)),
 };
 
@@ -21,10 +21,8 @@ async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions
   const { stack, client } = bench;
   const before = residents(bench);
   tell(`${rate} writes/s for ${seconds} s`);
-  const peak = new Map(before);
-  const watch = setInterval(() => {
-    for (const [who, mb] of residents(bench)) peak.set(who, Math.max(mb, peak.get(who) ?? 0));
-  }, 1000);
+  const seen: ReadonlyMap<string, number>[] = [];
+  const watch = setInterval(() => void seen.push(residents(bench)), 1000);
   try {
     await atRate(rate, seconds, async (number) => {
       const dc = stack.dcs[number % stack.dcs.length] ?? "";
@@ -37,15 +35,29 @@ async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions
   } finally {
     clearInterval(watch);
   }
-  const after = residents(bench);
   const figures = Object.fromEntries(
-    [...after].map(([who, mb]) => [
-      who,
-      { startMb: before.get(who) ?? 0, peakMb: Math.max(mb, peak.get(who) ?? 0), endMb: mb },
-    ]),
+    [...before].map(([who, startMb]) => {
+      const all = seen.map((each) => each.get(who) ?? NaN);
+      const quarter = Math.ceil(all.length / 4);
+      return [
+        who,
+        {
+          startMb,
+          peakMb: Math.max(...all),
+          secondQuarterMb: median(all.slice(quarter, 2 * quarter)),
+          lastQuarterMb: median(all.slice(-quarter)),
+        },
+      ];
+    }),
   );
-  const rows = Object.entries(figures).map(([who, { startMb, peakMb, endMb }]) => [who, startMb, peakMb, endMb]);
-  return { rows: [["process", "start MB", "peak MB", "end MB"], ...rows], figures };
+  const rows = Object.entries(figures).map(([who, { startMb, peakMb, secondQuarterMb, lastQuarterMb }]) => [
+    who,
+    startMb,
+    peakMb,
+    secondQuarterMb,
+    lastQuarterMb,
+  ]);
+  return { rows: [["process", "start MB", "peak MB", "2nd quarter MB", "last quarter MB"], ...rows], figures };
 }
 
 function residents({ stack }: Bench): Map<string, number> {

@@ -7,7 +7,7 @@ import { connect, type Socket } from "node:net";
  */
 export async function hammer(
   url: URL,
-  requests: readonly Buffer[],
+  requests: readonly Buffer[] | ((number: number) => Buffer),
   connections: number,
   seconds: number,
 ): Promise<number> {
@@ -15,11 +15,15 @@ export async function hammer(
   let counting = false;
   let failure: Error | undefined;
   let next = 0;
+  const request =
+    typeof requests === "function"
+      ? requests
+      : (number: number): Buffer | string => requests[number % requests.length] ?? "";
   const sockets: Socket[] = [];
   const stopped = (socket: Socket): Promise<void> => new Promise((resolve) => socket.once("close", () => resolve()));
   const one = (): Socket => {
     const socket = connect({ host: url.hostname, port: Number(url.port), noDelay: true });
-    const send = (): void => void socket.write(requests[next++ % requests.length] ?? "");
+    const send = (): void => void socket.write(request(next++));
     let got = Buffer.alloc(0);
     socket.on("connect", send);
     socket.on("data", (chunk) => {
@@ -49,11 +53,11 @@ export async function hammer(
   return (answers * 1000) / took;
 }
 
-/** A PUT as bytes. */
-export function putBytes(url: URL, path: string, body: unknown): Buffer {
-  const text = JSON.stringify(body);
+/** A PUT as bytes; `head` is further header lines, each with its line end. */
+export function putBytes(url: URL, path: string, body: unknown, head = ""): Buffer {
+  const text = typeof body === "string" ? body : JSON.stringify(body);
   return Buffer.from(
-    `PUT ${path} HTTP/1.1\r\nHost: ${url.host}\r\nContent-Type: application/json\r\nContent-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`,
+    `PUT ${path} HTTP/1.1\r\nHost: ${url.host}\r\nContent-Type: application/json\r\n${head}Content-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`,
   );
 }
 

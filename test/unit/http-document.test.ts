@@ -148,6 +148,14 @@ describe("The dashboard", () => {
     }
   });
 
+  it("asks for a token, and keeps it in the tab alone", () => {
+    assert.match(html, /<input id="token" type="password" autocomplete="off"/);
+    assert.match(html, /sessionStorage\.setItem\(tokenName, /);
+    assert.doesNotMatch(html, /localStorage|document\.cookie/);
+    // An EventSource can't bring a token.
+    assert.doesNotMatch(html, /new EventSource/);
+  });
+
   it("has elements in balance, unique ids, every id its script looks for, and labels", () => {
     const markup = html.replace(/<(script|style)>[\s\S]*?<\/\1>/g, "<$1></$1>").replace(/<!doctype html>/, "");
     const open: string[] = [];

@@ -21,7 +21,16 @@
     answeredAt: 0,
     connected: false,
     failure: "",
+    /** Why the datacenter lets nobody in who comes like this; "" while it does. */
+    refused: "",
+    refusedAt: 0,
   };
+
+  // Kept as long as this tab is open, for this datacenter alone.
+  const tokenName = "hothot.token";
+  let token = sessionStorage.getItem(tokenName) ?? "";
+  const refusedMs = 30_000;
+  const mayAsk = () => state.refused === "" || Date.now() - state.refusedAt > refusedMs;
 
   /** @returns an element; attributes that are null are left out, children may be text. */
   function el(tag, attributes, ...children) {
@@ -39,9 +48,25 @@
     typeof value === "number" && Number.isFinite(value) ? Math.round(value).toLocaleString("en") : "–";
   const cell = (value, kind) => el("td", kind ? { class: kind } : null, value ?? "–");
 
+  /** Asks with the token, if there is one. @throws Error when the answer is none of success */
+  async function ask(path, accept, signal) {
+    const asked = token;
+    const headers = { Accept: accept, ...(asked === "" ? {} : { Authorization: `Bearer ${asked}` }) };
+    const response = await fetch(path, { signal, headers });
+    if (response.ok) return response;
+    if ((response.status === 401 || response.status === 403) && asked === token) {
+      const { detail } = await response.json().catch(() => ({ detail: "" }));
+      refuse(
+        asked === ""
+          ? "This datacenter answers only who brings a token."
+          : `The token was refused: ${detail || `status ${response.status}`}`,
+      );
+    }
+    throw new Error(`${path} answered ${response.status}`);
+  }
+
   async function get(path) {
-    const response = await fetch(path, { signal: AbortSignal.timeout(5000), headers: { Accept: "application/json" } });
-    if (!response.ok) throw new Error(`${path} answered ${response.status}`);
+    const response = await ask(path, "application/json", AbortSignal.timeout(5000));
     const by = response.headers.get("Hothot-Served-By");
     if (by && $("here").textContent !== by) {
       $("here").textContent = by;
@@ -72,6 +97,7 @@
       state.shards = shards.items;
       state.answeredAt = Date.now();
       state.failure = "";
+      state.refused = "";
     } catch (error) {
       state.failure = error instanceof Error ? error.message : String(error);
     }
@@ -150,21 +176,70 @@
 
   function drawLive() {
     const age = Math.round((Date.now() - state.answeredAt) / 1000);
+    drawAccess();
     const stale = state.failure !== "" || (state.answeredAt > 0 && age > 10);
-    const text = stale
-      ? state.answeredAt === 0
-        ? `no answer: ${state.failure}`
-        : `no answer for ${age} s; what is shown is that old`
-      : state.answeredAt === 0
-        ? "connecting"
-        : state.connected
-          ? "live"
-          : "polling; events are not connected";
+    const text =
+      state.refused !== ""
+        ? "no access"
+        : stale
+          ? state.answeredAt === 0
+            ? `no answer: ${state.failure}`
+            : `no answer for ${age} s; what is shown is that old`
+          : state.answeredAt === 0
+            ? "connecting"
+            : state.connected
+              ? "live"
+              : "polling; events are not connected";
     $("live").className = stale ? "bad" : "";
     $("live").firstElementChild.textContent = stale ? "✕" : state.connected ? "●" : "○";
     if ($("live-text").textContent !== text) $("live-text").textContent = text;
     document.querySelector("main").classList.toggle("stale", stale);
   }
+
+  function refuse(why) {
+    state.refused = why;
+    state.refusedAt = Date.now();
+    drawLive();
+  }
+
+  function drawAccess() {
+    $("access").hidden = state.refused === "" && token === "";
+    $("access").className = state.refused === "" ? "" : "bad";
+    const text = state.refused !== "" ? state.refused : "A token is in use, for this tab.";
+    if ($("access-text").textContent !== text) $("access-text").textContent = text;
+    $("forget").hidden = token === "";
+  }
+
+  function useToken(text) {
+    token = text;
+    if (text === "") sessionStorage.removeItem(tokenName);
+    else sessionStorage.setItem(tokenName, text);
+    $("token").value = "";
+    state.refused = "";
+    listening?.abort();
+    void pollFast();
+    void pollSlow();
+  }
+  $("access").addEventListener("submit", (event) => {
+    event.preventDefault();
+    useToken($("token").value.trim());
+  });
+  $("forget").addEventListener("click", () => useToken(""));
+  // A link alone brings no token.
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="/v1/"]');
+    if (link === null || token === "") return;
+    event.preventDefault();
+    const tab = window.open("", "_blank");
+    ask(link.getAttribute("href"), "application/json", AbortSignal.timeout(5000))
+      .then((response) => response.text())
+      .catch((error) => String(error))
+      .then((text) => {
+        const url = URL.createObjectURL(new Blob([text], { type: "text/plain;charset=utf-8" }));
+        if (tab !== null) tab.location.href = url;
+        setTimeout(() => URL.revokeObjectURL(url), 60_000);
+      });
+  });
 
   function drawAlerts() {
     const { topology, shards, gauges } = state;
@@ -467,25 +542,37 @@
     }, 250);
   }
 
-  function listen() {
-    const source = new EventSource("/v1/events");
-    source.onopen = () => {
+  /** Server-sent events, read by hand: an EventSource can't bring a token. */
+  let listening = null;
+  async function listen() {
+    listening = new AbortController();
+    try {
+      const response = await ask("/v1/events", "text/event-stream", listening.signal);
       state.connected = true;
       drawLive();
-    };
-    source.onerror = () => {
-      state.connected = false;
-      drawLive();
-      // After an answer that isn't a stream the browser gives up by itself.
-      if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000);
-    };
-    for (const type of ["ownership", "health", "job"])
-      source.addEventListener(type, (event) => onEvent(type, event.data));
+      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      let rest = "";
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        const parts = (rest + value).split("\n\n");
+        rest = parts.pop();
+        for (const part of parts) {
+          const type = /^event: ?(.*)$/m.exec(part)?.[1];
+          if (["ownership", "health", "job"].includes(type))
+            onEvent(type, [...part.matchAll(/^data: ?(.*)$/gm)].map((line) => line[1]).join("\n"));
+        }
+      }
+    } catch {
+      // Refused, or cut: it begins again below.
+    }
+    state.connected = false;
+    drawLive();
   }
 
   async function repeat(action, ms) {
     for (;;) {
-      if (!document.hidden) await action();
+      if (!document.hidden && mayAsk()) await action();
       await new Promise((resolve) => setTimeout(resolve, ms));
     }
   }
@@ -493,5 +580,5 @@
   void repeat(pollFast, pollMs);
   void repeat(pollSlow, slowPollMs);
   setInterval(drawLive, 1000);
-  listen();
+  void repeat(listen, 3000);
 })();
