@@ -22,6 +22,8 @@ export interface Routed<C> {
   readonly deadline: number;
   /** Sending it twice does no harm: a read, or a write with an idempotency key. */
   readonly repeatable: boolean;
+  /** It may change something: when a try of it got no answer, no refusal may say that nothing happened. */
+  readonly write: boolean;
 }
 
 /** Carries a request out where its shard is owned. Owned here, implemented by services. */
@@ -34,6 +36,13 @@ export interface Executor<C, R> {
 export interface Confirmed {
   /** @throws Problem */
   readonly confirm?: () => void;
+}
+
+/** A repeatable request was taken, and no answer came: it may have had an effect. */
+class Unanswered extends Problem {
+  constructor(to: SiteName) {
+    super("owner_unreachable", `${to} did not answer`, { owner: to });
+  }
 }
 
 interface Forwarded<C> {
@@ -90,8 +99,8 @@ const graceMs = 300;
 const pauseMs = 25;
 /** The epoch is not known here. */
 const newest = Number.MAX_SAFE_INTEGER as Epoch;
-/** With less time left a write that waits for the log is refused. */
-const logWaitMs = 1_000;
+/** With less time left a request whose owner ran out of the time that it was given is not sent again. */
+const worthMs = 1_000;
 const maxForwards = 2_000;
 const probeMs = 500;
 const probe = pack({ probe: true });
@@ -138,6 +147,7 @@ export class Router<C, R extends Confirmed> implements Service {
     let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
     /** Whom a place that was asked by this map named instead: its map is newer. Followed once, then the own map counts again. */
     let named: SiteName | undefined;
+    let unanswered = false;
     for (;;) {
       const head = this.#o.map.get(request.shard);
       const where = route({
@@ -146,7 +156,8 @@ export class Router<C, R extends Confirmed> implements Service {
         leaseValid: this.#o.leaseValid(),
         ownerState: head?.owner == null ? "dead" : this.#o.peers.state(head.owner),
       });
-      if (this.#left(request) <= 0) throw this.#tooLate(held ?? (where.kind === "wait" ? where : undefined));
+      if (this.#left(request) <= 0)
+        throw honest(this.#tooLate(held ?? (where.kind === "wait" ? where : undefined)), request, unanswered);
       if (where.kind === "wait") {
         held = where;
         // Not every change is announced (a lease that comes back): look again now and then.
@@ -167,8 +178,10 @@ export class Router<C, R extends Confirmed> implements Service {
         named = undefined;
         return { result: await this.#forward(request, to, since), route: "forwarded" };
       } catch (error) {
-        if (!(error instanceof Problem) || !(elsewhere.has(error.code) || this.#waitsForLog(request, error)))
-          throw error;
+        if (!(error instanceof Problem)) throw error;
+        unanswered ||= error instanceof Unanswered || error.code === "outcome_unknown";
+        if (!elsewhere.has(error.code) && !(where.kind === "forward" && this.#hadLessTime(request, error)))
+          throw honest(error, request, unanswered);
         if (
           error.code === "not_owner" &&
           where.kind === "forward" &&
@@ -186,9 +199,12 @@ export class Router<C, R extends Confirmed> implements Service {
     }
   }
 
-  /** A place that waits for the log may have been asked with less time than the request has: nothing happened there. */
-  #waitsForLog(request: Routed<C>, error: Problem): boolean {
-    return error.code === "unpublished_limit" && this.#left(request) > logWaitMs;
+  /** The owner waited in vain, perhaps with less time than the request has: nothing happened there, or it may be asked again. */
+  #hadLessTime(request: Routed<C>, { code }: Problem): boolean {
+    const again =
+      code === "unpublished_limit" ||
+      (request.repeatable && (code === "outcome_unknown" || code === "deadline_exceeded"));
+    return again && this.#left(request) > worthMs;
   }
 
   #tooLate(held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined): Problem {
@@ -250,7 +266,7 @@ export class Router<C, R extends Confirmed> implements Service {
         if (error instanceof NoResponders) continue;
         if (!(error instanceof NoAnswer)) throw error;
         this.#log.debug("a forward got no answer", { to, shard: request.shard, error: asError(error) });
-        if (request.repeatable) throw new Problem("owner_unreachable", `${to} did not answer`, { owner: to });
+        if (request.repeatable) throw new Unanswered(to);
         throw new Problem("outcome_unknown", `${to} took the write and did not answer`, { owner: to });
       }
     }
@@ -319,6 +335,7 @@ export class Router<C, R extends Confirmed> implements Service {
         context: span === undefined ? forwarded.context : { ...origin, traceparent: span.traceparent },
         deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
         repeatable: false,
+        write: true,
       });
       confirm?.();
       answer = { ok: ok as R };
@@ -346,4 +363,12 @@ export class Router<C, R extends Confirmed> implements Service {
   #left(request: Routed<C>): number {
     return request.deadline - this.#o.time.monotonic();
   }
+}
+
+/** A refusal that says that nothing happened is not for a write of which one try got no answer. */
+function honest<C>(problem: Problem, request: Routed<C>, unanswered: boolean): Problem {
+  const claims = problem.status === 503 || problem.code === "deadline_exceeded";
+  if (!unanswered || !request.write || !claims) return problem;
+  const { owner, message } = problem;
+  return new Problem("outcome_unknown", message, owner === undefined ? {} : { owner });
 }

@@ -60,6 +60,7 @@ export class Documents {
       } satisfies CommandContext,
       deadline: context.deadline,
       repeatable: true,
+      write: true,
     });
     return result;
   }

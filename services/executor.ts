@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
+import type { Placed } from "../replication/entities.js";
 import type { LoadRow } from "../replication/load.js";
 import type { LoadWriter } from "../replication/load-writer.js";
 import type { Operation, ShardWriter, Written } from "../replication/work.js";
@@ -228,8 +229,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
   async #get(request: Routed<Command>, context: CommandContext, id: string): Promise<Reply> {
     const before = this.o.gate.held(request.shard);
     const row = await this.o.queries.cluster(context.caller.tenant, id);
-    if (row !== undefined && context.durability === "replicated")
-      await this.o.published(request.shard, row.changedPosition, row.changedEpoch, request.deadline);
+    if (row !== undefined && context.durability === "replicated") await this.#inLog(request, row);
     if (this.o.gate.held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (row === undefined || row.deleted)
       throw new Problem("not_found", `There is no cluster ${id}.`, { owner: this.o.site });
@@ -243,11 +243,21 @@ export class CommandExecutor implements Executor<Command, Reply> {
     };
   }
 
+  /** Waits until the log holds what a read is about to show. @throws Problem; a read never has an unknown outcome */
+  async #inLog({ shard, deadline }: Routed<Command>, { changedPosition, changedEpoch }: Placed): Promise<void> {
+    try {
+      await this.o.published(shard, changedPosition, changedEpoch, deadline);
+    } catch (error) {
+      if (!(error instanceof Problem) || error.code !== "outcome_unknown") throw error;
+      if (this.o.gate.held(shard) !== changedEpoch) throw new Problem("not_owner", "the shard moved during the read");
+      throw new Problem("deadline_exceeded", "the log did not take in time what stands here", { cause: error });
+    }
+  }
+
   async #getJob(request: Routed<Command>, context: CommandContext, jobId: string): Promise<Reply> {
     const before = this.o.gate.held(request.shard);
     const job = await this.o.queries.job(context.caller.tenant, jobId);
-    if (job !== undefined && context.durability === "replicated")
-      await this.o.published(request.shard, job.changedPosition, job.changedEpoch, request.deadline);
+    if (job !== undefined && context.durability === "replicated") await this.#inLog(request, job);
     if (this.o.gate.held(request.shard) !== before) throw new Problem("not_owner", "the shard moved during the read");
     if (job === undefined) throw new Problem("not_found", `There is no job ${jobId}.`, { owner: this.o.site });
     return {

@@ -96,6 +96,7 @@ export class Face implements Datacenter {
         } satisfies CommandContext,
         deadline: context.deadline,
         repeatable: isRepeatable(placed, key),
+        write: isWrite,
       });
       if (key !== null) this.#keys.used(tenant, key, print, began);
       if (isWrite) {
@@ -155,6 +156,7 @@ export class Face implements Datacenter {
         } satisfies CommandContext,
         deadline: context.deadline,
         repeatable: true,
+        write: true,
       });
       result.confirm?.();
       this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route }, rows.length);

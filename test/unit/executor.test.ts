@@ -22,6 +22,7 @@ const request = (command: Command, durability: CommandContext["durability"] = "l
   context: { ...context, durability },
   deadline: 1_000,
   repeatable: false,
+  write: true,
 });
 const put: Command = { type: "cluster.put", id: "a", fields: { name: "a", spec: {} }, condition: {} };
 
