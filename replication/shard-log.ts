@@ -68,6 +68,8 @@ export class ShardLog {
   readonly #tails = new Map<ShardId, Tail>();
   readonly #queues = new Map<ShardId, Promise<unknown>>();
   readonly #latencies: number[] = [];
+  #p99 = 0;
+  #untilSort = 0;
 
   constructor(options: { transport: LogTransport; partitions: number; time: Time; log: Logger }) {
     this.#transport = options.transport;
@@ -166,8 +168,7 @@ export class ShardLog {
       }
       switch (answer.kind) {
         case "stored":
-          this.#latencies.push(this.#time.monotonic() - began);
-          if (this.#latencies.length > 100) this.#latencies.shift();
+          this.#took(this.#time.monotonic() - began);
           this.observe(shard, answer.sequence, batch.header);
           return { kind: "stored", sequence: answer.sequence };
         case "refused": {
@@ -229,8 +230,16 @@ export class ShardLog {
 
   /** Time-out of one try: 250 ms, or four times the recent p99 where that is more. */
   #tryMs(): number {
-    const [, p99 = 0] = [...this.#latencies].sort((a, b) => b - a);
-    return Math.min(longestTryMs, Math.max(firstTryMs, 4 * p99));
+    return Math.min(longestTryMs, Math.max(firstTryMs, 4 * this.#p99));
+  }
+
+  /** The p99 is looked up anew now and then, and at once when it grows: this runs for each append. */
+  #took(ms: number): void {
+    this.#latencies.push(ms);
+    if (this.#latencies.length > 100) this.#latencies.shift();
+    if (ms <= this.#p99 && this.#untilSort-- > 0) return;
+    this.#untilSort = 20;
+    [, this.#p99 = 0] = [...this.#latencies].sort((a, b) => b - a);
   }
 
   #left(deadline: number, ms: number): number {

@@ -1,3 +1,4 @@
+import type { Duplex } from "node:stream";
 import pg from "pg";
 import { CamelCasePlugin, Kysely, PostgresDialect } from "kysely";
 import { asError, FatalError } from "../errors.js";
@@ -266,6 +267,7 @@ export class Database {
   }
 
   #newPool(): pg.Pool {
+    const pipeline = this.#config.pipeline === true;
     // A connection that can't be made, for whatever reason and for whomever, is tried at the next host.
     const rotate = (): void => this.#nextHost();
     class RotatingClient extends pg.Client {
@@ -295,9 +297,10 @@ export class Database {
     });
     pool.on("error", (error) => this.#log.warn("database connection lost", { error }));
     // Also while it is checked out: without a listener a lost connection would end the process.
-    pool.on("connect", (client) =>
-      client.on("error", (error) => this.#log.debug("database connection lost in use", { error })),
-    );
+    pool.on("connect", (client) => {
+      client.on("error", (error) => this.#log.debug("database connection lost in use", { error }));
+      if (pipeline) sendTogether(client);
+    });
     return pool;
   }
 
@@ -316,6 +319,25 @@ export class Database {
     this.#host = (this.#host + 1) % this.#hosts.length;
     Object.assign((this.#pool as unknown as { options: Host }).options, this.#address());
   }
+}
+
+/** What is asked in one turn of the event loop leaves in one write: a system call costs more than a small statement. */
+function sendTogether(client: pg.PoolClient): void {
+  const { stream } = (client as unknown as { connection: { stream: Duplex } }).connection;
+  const query = client.query.bind(client) as (...args: unknown[]) => unknown;
+  let corked = false;
+  const together = (...args: unknown[]): unknown => {
+    if (!corked) {
+      corked = true;
+      stream.cork();
+      process.nextTick(() => {
+        corked = false;
+        stream.uncork();
+      });
+    }
+    return query(...args);
+  };
+  Object.assign(client, { query: together });
 }
 
 export async function readIdentity(client: pg.PoolClient): Promise<Identity> {
