@@ -1,5 +1,6 @@
 import { spawn, type ChildProcess } from "node:child_process";
 import path from "node:path";
+import { cpuOf } from "./cpu.js";
 import { median, rounded } from "./figures.js";
 import { clusterBody, onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 import { hammer, putBytes } from "./wire.js";
@@ -22,12 +23,28 @@ async function measure(bench: Bench, { seconds, runs, tell }: BenchOptions): Pro
     const requests = (url: URL): Buffer[] => ids.map((id) => putBytes(url, `/v1/clusters/${id}`, clusterBody(id)));
     const rates: Record<keyof typeof targets, number[]> = { hothot: [], express: [] };
     const length = Math.max(1, seconds / 2);
+    // Each server's own process alone, and what all processes of the three datacenters use for it.
+    const pids = { hothot: bench.stack.pids(dc).node[0] ?? 0, express: noop.child.pid ?? 0 };
+    const cpuMs: Record<keyof typeof targets | "all", number[]> = { hothot: [], express: [], all: [] };
     for (const name of ["express", "hothot"] as const)
       await hammer(targets[name], requests(targets[name]), connections, 1);
     for (let turn = 1; turn <= Math.min(runs, 5); turn++) {
       for (const name of ["express", "hothot"] as const) {
-        const rate = await hammer(targets[name], requests(targets[name]), connections, length);
+        const all = requests(targets[name]);
+        let sent = 0;
+        const before = cpuOf(bench.stack);
+        const rate = await hammer(
+          targets[name],
+          () => all[sent++ % all.length] ?? Buffer.alloc(0),
+          connections,
+          length,
+        );
+        const after = cpuOf(bench.stack);
         rates[name].push(rate);
+        if (before !== null && after !== null) {
+          cpuMs[name].push((after.of(pids[name]) - before.of(pids[name])) / sent);
+          if (name === "hothot") cpuMs.all.push((after.stack - before.stack) / sent);
+        }
         tell(`turn ${turn}: ${name} ${Math.round(rate)} PUT/s`);
       }
     }
@@ -36,12 +53,18 @@ async function measure(bench: Bench, { seconds, runs, tell }: BenchOptions): Pro
       hothotPerSecond: rounded(own, 0),
       expressPerSecond: rounded(other, 0),
       ratio: rounded(own / other),
+      cpuMs: {
+        express: rounded(median(cpuMs.express), 3),
+        hothot: rounded(median(cpuMs.hothot), 3),
+        allOfThreeDatacenters: rounded(median(cpuMs.all), 3),
+      },
     };
     return {
       rows: [
-        ["", "PUT/s", "ratio"],
-        ["Express no-op", figures.expressPerSecond, 1],
-        ["hothot, local", figures.hothotPerSecond, figures.ratio],
+        ["", "PUT/s", "ratio", "CPU ms each"],
+        ["Express no-op", figures.expressPerSecond, 1, figures.cpuMs.express],
+        ["hothot, local", figures.hothotPerSecond, figures.ratio, figures.cpuMs.hothot],
+        ["  with the copies", "", "", figures.cpuMs.allOfThreeDatacenters],
       ],
       figures,
     };
