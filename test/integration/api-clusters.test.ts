@@ -354,6 +354,46 @@ describe("clusters over HTTP", { timeout: 240_000 }, () => {
     assert.deepEqual(await read("label=set:nothing", 100), []);
   });
 
+  it("gives each cluster once, in order, to whoever pages while others are written and removed", async () => {
+    const number = (n: number): string => `paged-${String(n).padStart(3, "0")}`;
+    const put = (id: string, name = "n"): Promise<Answered> =>
+      on(at(stack.dcs, id.length % 3), "PUT", `/v1/clusters/${id}`, { name, spec: {}, labels: { paged: "yes" } });
+    const staying = Array.from({ length: 60 }, (_, n) => number(2 * n));
+    const answers = await Promise.all(staying.map((id) => put(id)));
+    await Promise.all(answers.map((answer) => on("west", "GET", "/v1/clusters?limit=1", undefined, after(answer))));
+    let going = true;
+    const passing = Array.from({ length: 4 }, async (_, writer) => {
+      for (let round = 0; going; round++) {
+        const between = number(2 * ((round * 4 + writer * 17) % 60) + 1);
+        await put(between);
+        await put(at(staying, (round * 7 + writer) % 60), `round-${round}`);
+        await on("east", "DELETE", `/v1/clusters/${between}`);
+      }
+    });
+    try {
+      for (let times = 0; times < 3; times++) {
+        const seen: string[] = [];
+        for (let cursor: string | null = ""; cursor !== null;) {
+          const more: string = cursor === "" ? "" : `&cursor=${encodeURIComponent(cursor)}`;
+          const page: { items: Json[]; nextCursor: string | null } = body(
+            await on("west", "GET", `/v1/clusters?label=paged:yes&limit=7${more}`),
+            200,
+          );
+          seen.push(...page.items.map((item) => String(item["id"])));
+          cursor = page.nextCursor;
+        }
+        assert.deepEqual(seen, [...new Set(seen)].sort(), "once each, in order");
+        assert.deepEqual(
+          seen.filter((id) => staying.includes(id)),
+          staying,
+        );
+      }
+    } finally {
+      going = false;
+      await Promise.all(passing);
+    }
+  });
+
   it("keeps the status rules of a plain put", async () => {
     const id = at(idsOf(map, "east", "status", 1), 0);
     assert.equal(body(await on("east", "PUT", `/v1/clusters/${id}`, { name: "s", spec: {} }), 201)["status"], "active");

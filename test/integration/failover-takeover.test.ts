@@ -68,6 +68,10 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     const first = await put("west", keyed, key, "first");
     body(first, 201);
 
+    // On their way while it dies, with a key: none fails.
+    const underWay = idsOf(before, "west", "under-way", 24).map((id, number) =>
+      put(number % 2 === 0 ? "east" : "central", id, { "idempotency-key": id, "hothot-timeout-ms": "20000" }),
+    );
     const killedAt = performance.now();
     await stack.simulate("crash", "west");
     // Requests that wait for an owner get one, within their deadline, without a try of the caller's.
@@ -79,6 +83,7 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     );
     const answeredMs = Math.max(...probes.map((probe) => probe.at)) - killedAt;
     for (const probe of probes) assert.ok(probe.status === 200 || probe.status === 201, probe.text);
+    for (const answer of await Promise.all(underWay)) body(answer, 201);
     assert.ok(answeredMs < 20_000, `the last one after ${answeredMs} ms`);
     for (const dc of ["east", "central"]) {
       const now = await takenOver(dc, "west");

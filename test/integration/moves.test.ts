@@ -2,7 +2,20 @@ import assert from "node:assert/strict";
 import { after as afterAll, before, describe, it } from "node:test";
 import { startStack, type TestStack } from "../harness/stack.js";
 import { databaseOf } from "./database.js";
-import { allEqual, allServe, at, body, idsOf, problem, send, settleMs, shardMap, type Json } from "./support.js";
+import {
+  allEqual,
+  allServe,
+  at,
+  body,
+  idsIn,
+  idsOf,
+  problem,
+  send,
+  settleMs,
+  shardMap,
+  type Answered,
+  type Json,
+} from "./support.js";
 
 interface Operation extends Json {
   readonly id: string;
@@ -84,6 +97,18 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       (await shardMap(stack, "east")).filter((s) => s.owner === "east"),
       0,
     ).shard;
+    const keyed = at(idsIn(shard, "keyed", 1), 0);
+    const put = (dc: string): Promise<Answered> =>
+      send(
+        stack,
+        dc,
+        "PUT",
+        `/v1/clusters/${keyed}`,
+        { name: "k", spec: {} },
+        { "idempotency-key": "before-the-move" },
+      );
+    const first = await put("central");
+    body(first, 201);
     const done = await ended("switchovers", await start("switchovers", { shard, to: "west" }, "central"), "central");
     assert.equal(done.status, "complete");
     // The former owner, the new one, and the one that was asked know at once; the same again has nothing to do there.
@@ -94,6 +119,13 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       assert.deepEqual([again.status, again.shards.length], ["complete", 0], JSON.stringify(again));
     }
     problem(await send(stack, "east", "POST", "/v1/switchovers", { shard, to: "nowhere" }), "invalid_request");
+    // The new owner gives the first answer to a key of the former one.
+    for (const dc of stack.dcs) {
+      const again = await put(dc);
+      assert.equal(again.headers.get("hothot-served-by"), "west/n1");
+      assert.equal(again.headers.get("idempotency-replayed"), "true");
+      assert.deepEqual([again.status, again.text], [first.status, first.text]);
+    }
   });
 
   it("a drain under load: no request fails, the datacenter owns nothing, any datacenter shows how far it is", async (t) => {

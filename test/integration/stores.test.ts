@@ -1,10 +1,12 @@
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
+import { systemTime } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
 import type { FullHead } from "../../replication/heads.js";
+import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox } from "../../replication/outbox.js";
 import { PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
 import type { Outbox } from "../../replication/publisher.js";
@@ -16,6 +18,7 @@ import {
   type ReplicaStore,
 } from "../../replication/replica-store.js";
 import { PostgresRestoreStore, type RestoreStore } from "../../replication/restore-store.js";
+import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
@@ -482,6 +485,101 @@ test("the stores on PostgreSQL and those of the simulation do the same", async (
     for (const [what, times] of story.done) done.set(what, (done.get(what) ?? 0) + times);
   }
   t.diagnostic([...done].map(([what, times]) => `${what} ${times}`).join(", "));
+});
+
+test("old idempotency keys go in small steps, the others stay, and only the replicator removes any", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 2, name: "test" });
+  const retentionMs = 3_600_000;
+  const insert = (prefix: string, count: number, ageMs: number): Promise<unknown> =>
+    database.pool.query(
+      `INSERT INTO idempotency_keys (tenant, key, shard, fingerprint, status, created_at, changed_epoch, changed_position)
+       SELECT '', $1 || n, 0, 'f', 200, now() - $3::int * interval '1 millisecond', 1, n FROM generate_series(1, $2::int) AS n`,
+      [prefix, count, ageMs],
+    );
+  const left = async (): Promise<number> =>
+    (await database.pool.query<{ n: number }>("SELECT count(*)::int AS n FROM idempotency_keys")).rows[0]?.n ?? -1;
+  const steps: number[] = [];
+  let active = false;
+  // Its rounds come a thousand times as often as they would.
+  const time = { ...systemTime, sleep: (ms: number, signal?: AbortSignal) => systemTime.sleep(ms / 1_000, signal) };
+  const pool = {
+    query: async (statement: { text: string; values: unknown[] }) => {
+      const done = await database.pool.query(statement);
+      steps.push(done.rowCount ?? 0);
+      return done;
+    },
+  };
+  const expiry = new KeyExpiry({
+    database: { pool } as unknown as Database,
+    time,
+    log: silentLogger,
+    retentionMs,
+    active: () => active,
+  });
+  try {
+    await database.migrate();
+    await insert("old-", 1_700, retentionMs + 60_000);
+    await insert("young-", 20, retentionMs - 600_000);
+    await expiry.start();
+    await systemTime.sleep(200);
+    assert.equal(await left(), 1_720);
+    active = true;
+    while ((await left()) > 20) await systemTime.sleep(10);
+    assert.deepEqual(
+      steps.filter((rows) => rows > 0),
+      [500, 500, 500, 200],
+    );
+    await insert("old-again-", 1, retentionMs + 60_000);
+    while ((await left()) > 20) await systemTime.sleep(10);
+    const { rows } = await database.pool.query("SELECT 1 FROM idempotency_keys WHERE key LIKE 'young-%'");
+    assert.equal(rows.length, 20);
+  } finally {
+    await expiry.stop();
+    await database.close();
+  }
+});
+
+test("a late record does not bring back what was removed, whatever its position in an earlier epoch", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 1, name: "test" });
+  const row = (at: number, where: number, deleted: boolean): object => ({
+    tenant: "",
+    id: "removed",
+    shard: 0,
+    status: "active",
+    name: deleted ? "" : "late",
+    spec: {},
+    state: {},
+    labels: {},
+    expiresAt: null,
+    version: 1,
+    createdAt: "2026-01-01T00:00:00Z",
+    updatedAt: "2026-01-01T00:00:00Z",
+    deleted,
+    changedEpoch: epoch(at),
+    changedPosition: position(where),
+  });
+  const write = (one: object): Promise<void> =>
+    database.transaction((client) => upsert(client, shapes.clusters, [one]));
+  const shown = async (): Promise<unknown> =>
+    (await database.pool.query("SELECT name, deleted FROM clusters WHERE id = 'removed'")).rows;
+  try {
+    await database.migrate();
+    await write(row(2, 5, true));
+    for (const [at, where] of [
+      [2, 4],
+      [2, 5],
+      [1, 900],
+    ] as const) {
+      await write(row(at, where, false));
+      assert.deepEqual(await shown(), [{ name: "", deleted: true }], `epoch ${at}, position ${where}`);
+    }
+    await write(row(2, 6, false));
+    assert.deepEqual(await shown(), [{ name: "late", deleted: false }]);
+  } finally {
+    await database.close();
+  }
 });
 
 test("a transaction that stands still gives its locks back", async () => {

@@ -402,7 +402,7 @@ describe("the write path", { timeout: 240_000 }, () => {
   });
 
   it("keeps `replicated` waiting while a majority of the log is away, and `local` not", async () => {
-    const [local = "", stored = "", later = ""] = idsOf(map, "east", "majority", 3);
+    const [local = "", stored = "", later = "", unstored = ""] = idsOf(map, "east", "majority", 4);
     body(await put("east", later), 201);
     const others = stack.dcs.filter((dc) => dc !== "east").map((dc) => stack.stack.site(dc).nats.process()?.pid ?? 0);
     assert.ok(others.every((pid) => pid > 0));
@@ -414,6 +414,14 @@ describe("the write path", { timeout: 240_000 }, () => {
         put("east", local, { "hothot-timeout-ms": "700" }),
         put("east", stored, { "hothot-timeout-ms": "700", "hothot-durability": "replicated" }),
         on("east", "GET", `/v1/clusters/${later}`, undefined, { "hothot-timeout-ms": "700" }),
+        // Written here, but nowhere else yet.
+        put("east", unstored).then(() =>
+          on("east", "GET", `/v1/clusters/${unstored}`, undefined, {
+            "hothot-consistency": "owner",
+            "hothot-durability": "replicated",
+            "hothot-timeout-ms": "400",
+          }),
+        ),
       ]);
     } finally {
       for (const pid of others) process.kill(pid, "SIGCONT");
@@ -421,9 +429,14 @@ describe("the write path", { timeout: 240_000 }, () => {
     body(at(answers, 0), 201);
     problem(at(answers, 1), "outcome_unknown");
     body(at(answers, 2), 200);
+    // Refused for want of the log, or, on a slow machine, of a lease: never shown.
+    const code = String((JSON.parse(at(answers, 3).text) as Json)["code"]);
+    assert.ok(["deadline_exceeded", "no_lease"].includes(code), at(answers, 3).text);
     await allServe(stack);
+    const shown = { "hothot-consistency": "owner", "hothot-durability": "replicated" };
+    body(await on("west", "GET", `/v1/clusters/${unstored}`, undefined, shown), 200);
     for (const dc of stack.dcs)
-      for (const id of [local, stored])
+      for (const id of [local, stored, unstored])
         await stack.until(
           async () => (await on(dc, "GET", `/v1/clusters/${id}`)).status === 200,
           10_000,
