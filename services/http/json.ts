@@ -12,14 +12,16 @@ export const deepest = 32;
  */
 export function parseJson(bytes: Buffer): unknown {
   if (!isUtf8(bytes)) throw refused([{ path: "", message: "is not valid UTF-8" }]);
+  const text = bytes.toString("utf8");
   let value: unknown;
   try {
-    value = JSON.parse(bytes.toString("utf8"));
+    value = JSON.parse(text);
   } catch (error) {
     throw refused([{ path: "", message: `is not JSON: ${where(error)}` }]);
   }
   const faults: FieldError[] = [];
-  inspect(value, [], faults);
+  // In text that is UTF-8 and JSON they can only stand as escapes: most bodies have none, and their strings need no look.
+  inspect(value, [], faults, text.includes("\\u"));
   if (faults.length > 0) throw refused(faults);
   return value;
 }
@@ -31,9 +33,9 @@ export function refused(errors: readonly FieldError[]): Problem {
   return new Problem("invalid_request", undefined, { errors });
 }
 
-function inspect(value: unknown, path: PropertyKey[], faults: FieldError[]): void {
+function inspect(value: unknown, path: PropertyKey[], faults: FieldError[], escapes: boolean): void {
   if (typeof value === "string") {
-    if (unstorable.test(value)) addFault(faults, pointer(path), "holds a NUL character or a lone surrogate");
+    if (escapes && unstorable.test(value)) addFault(faults, pointer(path), "holds a NUL character or a lone surrogate");
   } else if (typeof value === "number") {
     if (!Number.isFinite(value)) addFault(faults, pointer(path), "is a number out of range");
   } else if (typeof value === "object" && value !== null) {
@@ -44,7 +46,7 @@ function inspect(value: unknown, path: PropertyKey[], faults: FieldError[]): voi
     if (Array.isArray(value)) {
       for (let i = 0; i < value.length; i++) {
         path.push(i);
-        inspect(value[i], path, faults);
+        inspect(value[i], path, faults, escapes);
         path.pop();
       }
       return;
@@ -52,9 +54,9 @@ function inspect(value: unknown, path: PropertyKey[], faults: FieldError[]): voi
     for (const key of Object.keys(value)) {
       path.push(key);
       if (key === "__proto__") addFault(faults, pointer(path), "is not allowed as a field's name");
-      else if (unstorable.test(key))
+      else if (escapes && unstorable.test(key))
         addFault(faults, pointer(path.slice(0, -1)), "has a field's name with a NUL character or a lone surrogate");
-      else inspect((value as Record<string, unknown>)[key], path, faults);
+      else inspect((value as Record<string, unknown>)[key], path, faults, escapes);
       path.pop();
     }
   }
