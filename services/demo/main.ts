@@ -19,6 +19,7 @@ Options:
   --json           print one JSON object last (progress goes to stderr)
   --dir DIR        folder for its data, which must not exist or be empty (default: a fresh temporary one)
   --port-base P    first of the hundred ports that it uses (default: a free range)
+  --rate W         writes per second over all datacenters, 1 to 10000 (default 300)
   --keep           leave data and logs in the folder
   --help           this text
 
@@ -45,7 +46,12 @@ export async function run(argv: readonly string[]): Promise<number> {
   process.on("SIGTERM", onSignal);
   try {
     const stack = await demo.start();
-    const { report, measured } = await runStory(stack, { random: systemRandom, tell, signal: interrupt.signal });
+    const { report, measured } = await runStory(stack, {
+      random: systemRandom,
+      tell,
+      signal: interrupt.signal,
+      writesPerSecond: options.rate,
+    });
     tell("stopping all");
     await demo.end();
     out.write(`\n${summary(report, measured)}\n\n`);
@@ -69,6 +75,7 @@ interface Options {
   readonly keep: boolean;
   readonly dir: string | undefined;
   readonly portBase: number | undefined;
+  readonly rate: number;
 }
 
 function parse(argv: readonly string[]): Options | number {
@@ -86,6 +93,7 @@ function parse(argv: readonly string[]): Options | number {
         help: { type: "boolean", default: false },
         dir: { type: "string" },
         "port-base": { type: "string" },
+        rate: { type: "string", default: "300" },
       },
     }));
   } catch (error) {
@@ -99,10 +107,13 @@ function parse(argv: readonly string[]): Options | number {
   if (portBase !== undefined && (!Number.isInteger(portBase) || portBase < 1024 || portBase > 65_400)) {
     return wrong("--port-base must be a whole number from 1024 to 65400");
   }
+  const rate = Number(values.rate);
+  if (!Number.isInteger(rate) || rate < 1 || rate > 10_000)
+    return wrong("--rate must be a whole number from 1 to 10000");
   if (values.dir !== undefined && existsSync(values.dir) && readdirSync(values.dir).length > 0) {
     return wrong(`${values.dir} is not empty: name another folder, so that nothing of yours is touched`);
   }
-  return { json: values.json, keep: values.keep, dir: values.dir, portBase };
+  return { json: values.json, keep: values.keep, dir: values.dir, portBase, rate };
 }
 
 /** Three datacenters in a folder and a port range of their own. */

@@ -206,7 +206,7 @@ class Story {
   }
 
   async #jobsEnd(survivors: readonly string[]): Promise<void> {
-    await this.#expect(this.#options.jobsMs ?? 30_000, "every job has ended", async () => {
+    await this.#expect(this.#options.jobsMs ?? 45_000, "every job has ended", async () => {
       for (const dc of survivors) {
         const jobs = await this.#group.jobs(dc);
         if (jobs === null) return `${dc} does not list its jobs`;

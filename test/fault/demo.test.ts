@@ -20,7 +20,9 @@ it(
   { timeout: 180_000 },
   async (t) => {
     const startedAt = performance.now();
-    const { code, stdout, stderr } = await demo("--json", "--dir", place.dir, "--port-base", String(place.portBase));
+    const { code, stdout, stderr } = await demo(
+      ...["--json", "--rate", "150", "--dir", place.dir, "--port-base", String(place.portBase)],
+    );
     const tookMs = performance.now() - startedAt;
     for (const line of stderr.trimEnd().split("\n")) t.diagnostic(line);
     assert.equal(code, 0, `exit ${code}:\n${stderr}`);
@@ -39,12 +41,12 @@ it(
     assert.equal(rest.ok, true);
     assert.equal(rest.digestsEqual, true);
     assert.deepEqual(lost, { local: 0, replicated: 0 });
-    assert.ok(acknowledged.local > 500 && acknowledged.replicated > 500, JSON.stringify(acknowledged));
-    assert.ok(firstWriteMs.worst !== null && firstWriteMs.worst < 5000, JSON.stringify(firstWriteMs));
+    assert.ok(acknowledged.local > 300 && acknowledged.replicated > 300, JSON.stringify(acknowledged));
+    assert.ok(firstWriteMs.worst !== null && firstWriteMs.worst < 8_000, JSON.stringify(firstWriteMs));
     assert.ok(jobs.restarted > 0 && jobs.finished === jobs.restarted, JSON.stringify(jobs));
-    assert.ok(rest.convergeMs !== null && rest.convergeMs < 40_000);
+    assert.ok(rest.convergeMs !== null && rest.convergeMs < 60_000);
     assert.ok(rest.divergent >= 0);
-    assert.ok(tookMs < 120_000, `took ${Math.round(tookMs)} ms`);
+    assert.ok(tookMs < 160_000, `took ${Math.round(tookMs)} ms`);
     assert.equal(existsSync(place.dir), false, "its folder is gone, and with it every pid file");
   },
 );
@@ -52,6 +54,7 @@ it(
 it("refuses wrong options, and a folder that is in use", async () => {
   assert.equal((await demo("--no-such-option")).code, 2);
   assert.equal((await demo("--port-base", "x")).code, 2);
+  assert.equal((await demo("--rate", "0")).code, 2);
   assert.equal((await demo("--dir", checkout)).code, 2);
   const { code, stdout } = await demo("--help");
   assert.equal(code, 0);

@@ -145,9 +145,9 @@ class Rounds {
       await this.#sight(survivors);
       const healAt = performance.now();
       await fault.heal(this.#stack, dc);
-      await this.#require(40_000, `${dc} serves again`, () => this.#whyNotBack(dc));
+      await this.#require(60_000, `${dc} serves again`, () => this.#whyNotBack(dc));
       await load.stop();
-      await this.#require(40_000, "every job has ended", () => this.#whyJobsGoOn());
+      await this.#require(60_000, "every job has ended", () => this.#whyJobsGoOn());
       await this.#require(30_000, "all copies are equal", () => this.#group.whyNotConverged());
       const convergeMs = Math.round(performance.now() - healAt);
       tell(
