@@ -10,6 +10,7 @@ import { replicationLag } from "./replication-lag.js";
 import { drain } from "./drain.js";
 import { forwarded } from "./forwarded.js";
 import { keys } from "./keys.js";
+import { keyedTakeover } from "./keyed-takeover.js";
 import { falseTakeovers } from "./false-takeovers.js";
 import { restartJobs } from "./restart-jobs.js";
 import type { Scenario } from "./scenario.js";
@@ -41,6 +42,7 @@ const scenarios: readonly Scenario[] = [
   digestCpu,
   forwarded,
   keys,
+  keyedTakeover,
 ];
 
 const help = `Usage: npm run bench -- [SCENARIO ...] [options]
