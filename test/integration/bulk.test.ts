@@ -311,4 +311,26 @@ describe("loads, digests, repair", { timeout: 240_000 }, () => {
       await writing;
     }
   });
+
+  it("goes on through a takeover in the middle of a load, and each row takes effect once", async () => {
+    const count = 20_000;
+    const key = { "idempotency-key": "import-takeover" };
+    const rows = Array.from({ length: count }, (_, n) => ({ id: `over-${n}`, name: `n${n}`, spec: {} }));
+    const there = async (dc: string): Promise<number> =>
+      (await query<{ n: number }>(dc, "SELECT count(*)::int AS n FROM clusters WHERE id LIKE 'over-%'"))[0]?.n ?? 0;
+    const loading = load("central", rows, key);
+    await stack.until(async () => (await there("central")) > 0, 30_000, "rows arrive");
+    await stack.simulate("crash", "west");
+    const first = await loading;
+    assert.equal(first.length, count);
+    // What was not answered by then is asked for again, and so is all else.
+    const again = await load("east", rows, key);
+    assert.deepEqual(
+      again.filter(({ status, version }) => status !== 201 || version !== 1),
+      [],
+    );
+    await stack.simulate("restart", "west");
+    await allEqual(stack, "east", 60_000);
+    for (const dc of stack.dcs) assert.equal(await there(dc), count, dc);
+  });
 });
