@@ -84,6 +84,8 @@ export class Snapshots implements Service {
   readonly #busy = new Set<ShardId>();
   readonly #jumping = new Set<Partition>();
   readonly #judged = new Set<Partition>();
+  /** The chunk behind the one that is being stored, of each shard that loads. */
+  readonly #ahead = new Map<ShardId, { readonly key: string; readonly chunk: Promise<Chunk> }>();
   /** What an earlier program could not read was looked at by this one. */
   #reread = false;
   #loads: Promise<void>[] = [];
@@ -227,6 +229,7 @@ export class Snapshots implements Service {
         )
         .finally(() => {
           this.#busy.delete(loading.shard);
+          this.#ahead.delete(loading.shard);
           this.#loads = this.#loads.filter((each) => each !== load);
           this.#wake();
         });
@@ -284,8 +287,18 @@ export class Snapshots implements Service {
     table: (typeof copyTables)[number],
     since: Cut | null,
   ): Promise<number> {
-    const { shard, after } = loading;
-    const chunk = await this.#ask<Chunk>(dc, { kind: "chunk", shard, table: table.name, after, since });
+    const { shard, after, attempt } = loading;
+    const request: ChunkRequest = { kind: "chunk", shard, table: table.name, after, since };
+    const ahead = this.#ahead.get(shard);
+    this.#ahead.delete(shard);
+    const chunk = await (ahead?.key === keyOf(dc, attempt, request) ? ahead.chunk : this.#ask<Chunk>(dc, request));
+    // The next one comes while this one is stored.
+    if (chunk.last !== null) {
+      const next = { ...request, after: chunk.last };
+      const asked = this.#ask<Chunk>(dc, next);
+      asked.catch(() => undefined);
+      this.#ahead.set(shard, { key: keyOf(dc, attempt, next), chunk: asked });
+    }
     const rows = (await inflate(chunk.rows, { maxOutputLength: maxChunkBytes })).toString("utf8");
     if (!(await this.#o.store.store(loading, table, since, chunk, rows)))
       throw new Error(`the copy of ${dc} is not in the line of epochs that stands here, or this load was begun anew`);
@@ -305,3 +318,5 @@ export class Snapshots implements Service {
     return answer.ok;
   }
 }
+
+const keyOf = (dc: SiteName, attempt: string, request: ChunkRequest): string => JSON.stringify([dc, attempt, request]);
