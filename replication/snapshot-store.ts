@@ -72,6 +72,17 @@ export class SnapshotStore {
     return rowCount === 1;
   }
 
+  /** How far the recopying of a shard is. `given_up`: it has stopped, and nobody works at it. */
+  async recopied(shard: ShardId): Promise<"loads" | "done" | "given_up"> {
+    const { rows } = await this.database.pool.query<{ given_up: boolean; loads: boolean }>(
+      `SELECT stopped IS NOT NULL AND NOT recopy AS given_up,
+         stopped IS NOT NULL OR EXISTS (SELECT 1 FROM restores r WHERE r.shard = h.shard) AS loads
+       FROM shard_head h WHERE shard = $1`,
+      [shard],
+    );
+    return rows[0]?.given_up === true ? "given_up" : rows[0]?.loads === true ? "loads" : "done";
+  }
+
   async loading(): Promise<Loading[]> {
     const { rows } = await this.database.pool.query<LoadingRow>(
       `SELECT ${loadingColumns} FROM snapshots ORDER BY shard`,

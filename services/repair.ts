@@ -16,6 +16,7 @@ import {
   type MendTable,
   type Scope,
 } from "../replication/mend.js";
+import type { SnapshotStore } from "../replication/snapshot-store.js";
 import { shardOf, type ShardId, type SiteName } from "../shards/ids.js";
 
 const subject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.mend`;
@@ -35,6 +36,8 @@ type Question =
     }
   /** Copy a shard again whose log you could not apply any more. */
   | { readonly kind: "recopy"; readonly shard: number }
+  /** How far is that? */
+  | { readonly kind: "recopied"; readonly shard: number }
   /** Mend your copy from another's. */
   | { readonly kind: "mend"; readonly scope: Scope; readonly from: SiteName };
 
@@ -47,14 +50,16 @@ export interface RepairOptions {
   readonly time: Time;
   readonly log: Logger;
   readonly owner: (shard: number) => SiteName | null;
-  /** Has this datacenter's copy of a shard that has stopped loaded anew. */
-  readonly recopy: (shard: ShardId) => Promise<boolean>;
+  /** What of this datacenter's copies has stopped, and is loaded anew. */
+  readonly copies: Pick<SnapshotStore, "recopy" | "recopied">;
   /** Every datacenter's digest of a shard, recomputed; those that answer. */
   readonly digests: (shard: number) => Promise<ReadonlyMap<SiteName, ShardDigest>>;
 }
 
 const askMs = 5_000;
 const mendMs = 60_000;
+/** A large shard takes minutes; it goes on loading when nobody waits for it any more. */
+const recopyMs = 240_000;
 const alignMs = 5_000;
 const pauseMs = 200;
 const pageRows = 2_000;
@@ -113,25 +118,26 @@ export class Repairer implements Service {
 
   /** Copies that have stopped are loaded anew from one that has not. @returns clusters in them */
   async #recopy(shard: ShardId): Promise<number> {
-    const isStopped = ([, copy]: readonly [SiteName, ShardDigest]): boolean => (copy.stopped ?? null) !== null;
-    const stopped = [...(await this.#o.digests(shard))].filter(isStopped).map(([dc]) => dc);
+    const stopped = [...(await this.#o.digests(shard))]
+      .filter(([, copy]) => (copy.stopped ?? null) !== null)
+      .map(([dc]) => dc);
+    if (stopped.length === 0) return 0;
     for (const dc of stopped) await this.#ask(dc, { kind: "recopy", shard }, askMs);
-    const deadline = this.#o.time.monotonic() + mendMs;
-    while (stopped.length > 0) {
+    const deadline = this.#o.time.monotonic() + recopyMs;
+    for (let left = stopped; left.length > 0;) {
       await this.#o.time.sleep(pauseMs);
-      const copies = await this.#o.digests(shard);
-      const left = stopped.filter((dc) => {
-        const copy = copies.get(dc);
-        return copy === undefined || isStopped([dc, copy]) || copy.restoring > 0;
-      });
-      if (left.length === 0) return stopped.reduce((sum, dc) => sum + (copies.get(dc)?.clusters ?? 0), 0);
-      if (this.#o.time.monotonic() >= deadline)
+      const states = await Promise.all(
+        left.map((dc) => this.#ask<string>(dc, { kind: "recopied", shard }, askMs).catch(() => "loads")),
+      );
+      if (states.includes("given_up") || this.#o.time.monotonic() >= deadline)
         throw new Problem(
           "owner_unreachable",
           `Shard ${shard} has stopped in ${left.join(", ")}, and no copy that has not could be loaded there yet.`,
         );
+      left = left.filter((_, index) => states[index] !== "done");
     }
-    return 0;
+    const copies = await this.#o.digests(shard);
+    return stopped.reduce((sum, dc) => sum + (copies.get(dc)?.clusters ?? 0), 0);
   }
 
   async #judge(shard: number): Promise<{ readonly damaged: readonly SiteName[]; readonly source: SiteName }> {
@@ -165,7 +171,9 @@ export class Repairer implements Service {
       case "rows":
         return cutRows(this.#o.database, question.table, question.shard, question.keys);
       case "recopy":
-        return this.#o.recopy(question.shard as ShardId);
+        return this.#o.copies.recopy(question.shard as ShardId, true);
+      case "recopied":
+        return this.#o.copies.recopied(question.shard as ShardId);
       case "mend":
         return this.#mend(question.scope, question.from);
     }

@@ -55,7 +55,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     time,
     log,
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
-    recopy: (shard) => new SnapshotStore(parts.data, config.site).recopy(shard, true),
+    copies: new SnapshotStore(parts.data, config.site),
     digests: (shard) => verifier.digests(shard),
   });
   const guard = createAccess(parts);
