@@ -4,6 +4,7 @@ import { seededRandom } from "../../infra/random.js";
 import { startStack } from "../harness/stack.js";
 import { faults } from "./faults.js";
 import { runRounds } from "./rounds.js";
+import { runSecondDeaths } from "./second-death.js";
 
 describe(
   "datacenters are killed and return again and again, under writes, reads and jobs",
@@ -40,6 +41,17 @@ describe(
       const restarted = [...(history.finals[0]?.jobs.values() ?? [])].filter(({ attempt }) => attempt > 1);
       assert.ok(restarted.length > 0, "jobs were restarted");
       assert.ok(history.writes.length > 1000 && history.reads.length > 100);
+    });
+
+    it("a second one that dies during the takeover leaves no majority: all stops, and goes on when they return", async (t) => {
+      const { rounds, history, violations } = await runSecondDeaths(stack, {
+        rounds: 1,
+        random: seededRandom(Date.now() % 1_000_000),
+        tell: (line) => t.diagnostic(line),
+      });
+      assert.deepEqual(violations.slice(0, 20), []);
+      assert.equal(rounds[0]?.moment, "opened");
+      assert.ok(history.writes.length > 100);
     });
   },
 );
