@@ -22,15 +22,28 @@ export interface LogContent {
   readonly bytes: number;
 }
 
-/** All that the log holds, read from the server of `dc`. */
-export async function readLog(stack: TestStack, dc: string): Promise<LogContent> {
-  const { partitions } = body<{ partitions: number }>(await send(stack, dc, "GET", "/v1/topology"), 200);
-  const link = await NatsLink.open({
+/** Ids of the payloads in the object store, as the server of `dc` has it. */
+export async function readObjects(stack: TestStack, dc: string): Promise<string[]> {
+  const link = await openLink(stack, dc);
+  try {
+    return await new LogStreams("local", 1, [link]).objects.list(5_000);
+  } finally {
+    await link.close();
+  }
+}
+
+const openLink = (stack: TestStack, dc: string): Promise<NatsLink> =>
+  NatsLink.open({
     servers: [stack.stack.site(dc).nats.url(natsUser)],
     name: "test",
     waitMs: 5_000,
     log: silentLogger,
   });
+
+/** All that the log holds, read from the server of `dc`. */
+export async function readLog(stack: TestStack, dc: string): Promise<LogContent> {
+  const { partitions } = body<{ partitions: number }>(await send(stack, dc, "GET", "/v1/topology"), 200);
+  const link = await openLink(stack, dc);
   try {
     const streams = new LogStreams("local", 1, [link]);
     const batches: Batch[] = [];

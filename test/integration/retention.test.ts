@@ -4,7 +4,7 @@ import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { LocalStack } from "../../infra/local/stack.js";
 import { startStack, type TestStack } from "../harness/stack.js";
-import { readLog, type LogContent } from "./log-reader.js";
+import { readLog, readObjects, type LogContent } from "./log-reader.js";
 import { allEqual, allServe, at, body, idsIn, idsOf, placeOf, send, shardMap, shards } from "./support.js";
 
 const retentionMs = 2_000;
@@ -40,6 +40,24 @@ describe("a log that keeps two seconds", { concurrency: false }, () => {
     const map = await shardMap(stack, "east");
     const ids = stack.dcs.flatMap((dc) => idsOf(map, dc, "old", 20));
     for (const id of ids) body(await put("east", id), 201);
+    // A load that is large enough for the object store.
+    const rows = idsIn(at(map, 0).shard, "loaded", 20).map((id) => ({ id, name: id, spec: { f: "x".repeat(4_000) } }));
+    const load = rows.map((row) => JSON.stringify(row)).join("\n");
+    const type = { "content-type": "application/x-ndjson", "idempotency-key": "load" };
+    // It is looked for from the start: it does not stay for long.
+    const [payloads, { text }] = await Promise.all([
+      stack.until(
+        async () => {
+          const found = await readObjects(stack, "central");
+          return found.length > 0 && found;
+        },
+        25_000,
+        "a payload is in the object store",
+      ),
+      send(stack, "west", "POST", "/v1/clusters/bulk", load, type),
+    ]);
+    assert.equal(text.split('"status":201').length - 1, rows.length, text);
+    ids.push(...rows.map((row) => row.id));
     const log = await stack.until(
       async () => {
         const found = await readLog(stack, "central");
@@ -47,6 +65,13 @@ describe("a log that keeps two seconds", { concurrency: false }, () => {
       },
       25_000,
       "the log has lost the old records",
+    );
+    for (const dc of stack.dcs)
+      assert.equal((await send(stack, dc, "GET", `/v1/clusters/${at(rows, 0).id}`)).status, 200, dc);
+    await stack.until(
+      async () => (await readObjects(stack, "central")).every((id) => !payloads.includes(id)),
+      15_000,
+      "the payloads that the log does not refer to any more are gone",
     );
     const kept = new Set(log.batches.map((batch) => batch.header.shard));
     assert.equal(kept.size, shards, "a message of every shard is there");
