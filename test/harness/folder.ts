@@ -22,11 +22,13 @@ export async function endFolder(dir: string): Promise<void> {
   rmSync(dir, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
 }
 
+/** Folder by folder: one that a server removes meanwhile must not hide the others. */
 function filesBelow(dir: string): string[] {
   try {
-    return readdirSync(dir, { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .map((entry) => path.join(entry.parentPath, entry.name));
+    return readdirSync(dir, { withFileTypes: true }).flatMap((entry) => {
+      const full = path.join(dir, entry.name);
+      return entry.isDirectory() ? filesBelow(full) : entry.isFile() ? [full] : [];
+    });
   } catch {
     return [];
   }
