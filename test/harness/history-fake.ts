@@ -2,6 +2,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from "node:net";
 import type { RunningStack } from "../../services/demo/story.js";
 import { shardOf } from "../../shards/ids.js";
+import { until } from "../../infra/local/wait.js";
 
 /** What the imitation gets wrong on purpose. */
 export type FakeFault = "loses" | "hides" | "twice" | "differs" | "forgets-jobs";
@@ -20,7 +21,6 @@ interface Fact {
   readonly position: number;
   readonly key: string | null;
   readonly replicated: boolean;
-  readonly at: number;
   published: boolean;
 }
 
@@ -58,6 +58,11 @@ export class FakeGroup implements RunningStack {
   readonly #keys = new Map<string, { readonly text: string; readonly fact: Fact | null }>();
   readonly #divergent: (Fact & { readonly dc: string; readonly shard: number })[] = [];
   readonly #timers = new Set<NodeJS.Timeout>();
+  /** By idempotency key. */
+  readonly #started = new Map<string, FakeJob>();
+  /** Jobs end only after the first crash, so that it finds some of them running, however slow this process is. */
+  #crashed: () => void = () => undefined;
+  readonly #afterCrash = new Promise<void>((resolve) => (this.#crashed = resolve));
 
   constructor(fault: FakeFault | null = null) {
     this.#fault = fault;
@@ -79,7 +84,12 @@ export class FakeGroup implements RunningStack {
 
   async simulate(action: "crash" | "restart", dc: string): Promise<void> {
     if (action === "restart") return this.#listen(dc, this.#servers.get(dc)?.port ?? 0);
+    // Something must be there that was acknowledged and has not left the datacenter.
+    const unpublished = (): boolean =>
+      this.#shards.some((shard) => shard.owner === dc && shard.facts.at(-1)?.replicated === false);
+    await until(unpublished, 10_000, 2);
     this.#up.delete(dc);
+    this.#crashed();
     const server = this.#servers.get(dc)?.server;
     const closed = new Promise((resolve) => server?.close(resolve));
     server?.closeAllConnections();
@@ -89,9 +99,8 @@ export class FakeGroup implements RunningStack {
       // What was acknowledged locally last had not left the datacenter yet, however slow this process is.
       const last = shard.facts.at(-1);
       if (last !== undefined && !last.replicated) last.published = false;
-      const keep = (fact: Fact): boolean =>
-        fact.published && (this.#fault !== "loses" || fact.at < performance.now() - 200);
-      const from = shard.facts.findIndex((fact) => !keep(fact));
+      const lost = this.#fault === "loses" ? Math.ceil(shard.facts.length / 2) : 0;
+      const from = shard.facts.findIndex((fact, index) => !fact.published || index >= shard.facts.length - lost);
       const dropped = from < 0 ? [] : shard.facts.splice(from);
       for (const fact of dropped) if (fact.key !== null) this.#keys.delete(fact.key);
       this.#divergent.push(
@@ -125,7 +134,8 @@ export class FakeGroup implements RunningStack {
 
   #work(job: FakeJob): void {
     const { attempt } = job;
-    this.#after(jobMs, () => {
+    this.#after(jobMs, async () => {
+      await this.#afterCrash;
       if (job.attempt !== attempt || !this.#up.has(job.runsIn)) return;
       job.status = "complete";
       job.finishedAt = new Date().toISOString();
@@ -151,7 +161,8 @@ export class FakeGroup implements RunningStack {
     const url = new URL(request.url ?? "/", "http://fake");
     const [, , what, id = "", more] = url.pathname.split("/");
     if (request.method === "PUT") this.#put(id, JSON.parse(body) as Doc, request, send);
-    else if (request.method === "POST" && more === "operations") this.#startJob(id, JSON.parse(body) as FakeJob, send);
+    else if (request.method === "POST" && more === "operations")
+      this.#startJob(id, JSON.parse(body) as FakeJob, request, send);
     else if (what === "clusters") send(200, { items: this.#clusters(dc), nextCursor: null });
     else if (what === "jobs") send(200, { items: [...this.#jobs.values()], nextCursor: null });
     else if (what === "shards")
@@ -214,7 +225,6 @@ export class FakeGroup implements RunningStack {
       position: (shard.facts.at(-1)?.position ?? 0) + 1,
       key,
       replicated: request.headers["hothot-durability"] === "replicated",
-      at: performance.now(),
       published: false,
     };
     shard.facts.push(fact);
@@ -232,12 +242,15 @@ export class FakeGroup implements RunningStack {
   #startJob(
     clusterId: string,
     { type, input }: FakeJob,
+    request: IncomingMessage,
     send: (status: number, value: unknown, headers?: Record<string, string>) => void,
   ): void {
     const number = shardOf(clusterId, shardCount);
     const owner = this.#shards[number]?.owner ?? null;
     if (owner === null) return send(503, { code: "owner_unreachable" });
-    const job: FakeJob = {
+    const key = (request.headers["idempotency-key"] as string | undefined) ?? "";
+    const before = this.#started.get(key);
+    const job: FakeJob = before ?? {
       id: `j${number}-${this.#jobs.size}`,
       clusterId,
       type,
@@ -248,8 +261,11 @@ export class FakeGroup implements RunningStack {
       runsIn: owner,
       finishedAt: null,
     };
-    this.#jobs.set(job.id, job);
-    this.#work(job);
+    if (before === undefined) {
+      this.#jobs.set(job.id, job);
+      if (key !== "") this.#started.set(key, job);
+      this.#work(job);
+    }
     // A position of its own kind: jobs are not among this imitation's facts.
     send(202, job, {
       "hothot-position": `${1000 + number}:1:${this.#jobs.size}`,
@@ -285,10 +301,10 @@ export class FakeGroup implements RunningStack {
       });
   }
 
-  #after(ms: number, action: () => void): void {
+  #after(ms: number, action: () => void | Promise<void>): void {
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
-      action();
+      void action();
     }, ms);
     this.#timers.add(timer);
   }

@@ -4,13 +4,13 @@ import { seededRandom } from "../../infra/random.js";
 import { runStory } from "../../services/demo/story.js";
 import { FakeGroup, type FakeFault } from "../harness/history-fake.js";
 
-describe("the failover story against an imitation of three datacenters", { concurrency: true, timeout: 90_000 }, () => {
+describe("the failover story against an imitation of three datacenters", { timeout: 300_000 }, () => {
   it("reports a group that keeps its promises as ok", async () => {
     const { report, lines } = await story(null);
     assert.deepEqual(report.broken, []);
     const { acknowledged, lost, firstWriteMs, jobs, divergent, digestsEqual, ok } = report.result;
     assert.ok(ok && digestsEqual);
-    assert.ok(acknowledged.local > 50 && acknowledged.replicated > 50, JSON.stringify(acknowledged));
+    assert.ok(acknowledged.local > 30 && acknowledged.replicated > 30, JSON.stringify(acknowledged));
     assert.deepEqual(lost, { local: 0, replicated: 0 });
     assert.ok(divergent > 0, "some writes were not published when the datacenter died");
     assert.ok((firstWriteMs.worst ?? 0) >= 250, JSON.stringify(firstWriteMs));
@@ -46,9 +46,9 @@ async function story(
     const { report } = await runStory(group, {
       random: seededRandom(7),
       tell: (line) => lines.push(line),
-      writesPerSecond: 250,
+      writesPerSecond: 120,
       loadMs: 1000,
-      jobsMs: 10_000,
+      jobsMs: 30_000,
     });
     return { report, lines };
   } finally {
