@@ -1,6 +1,7 @@
 import type { Time } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
+import { Rounds } from "../infra/rounds.js";
 import type { Service } from "../infra/service.js";
 import type { Epoch, Partition, ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
@@ -42,31 +43,28 @@ export class GiveAway implements Service {
   readonly name = "give-away";
   readonly #o: GiveAwayOptions;
   readonly #log: Logger;
-  readonly #stop = new AbortController();
+  readonly #rounds: Rounds;
   /** Since when (monotonic) the shard should have been served in this epoch. */
   readonly #idle = new Map<ShardId, { readonly epoch: Epoch; readonly since: number }>();
-  #loop: Promise<void> = Promise.resolve();
 
   constructor(options: GiveAwayOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "give-away" });
+    const round = (): Promise<void> => this.#round();
+    this.#rounds = new Rounds({ what: "give shards away", everyMs: tickMs, round, time: options.time, log: this.#log });
   }
 
   async start(): Promise<void> {
-    this.#loop = this.#run();
+    this.#rounds.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await this.#loop;
+  stop(): Promise<void> {
+    return this.#rounds.stop();
   }
 
-  async #run(): Promise<void> {
-    while (!this.#stop.signal.aborted) {
-      await this.#o.time.sleep(tickMs, this.#stop.signal);
-      if (this.#o.active()) await Promise.all(this.#due().map(([shard, tail]) => this.#giveAway(shard, tail)));
-      else this.#idle.clear();
-    }
+  async #round(): Promise<void> {
+    if (this.#o.active()) await Promise.all(this.#due().map(([shard, tail]) => this.#giveAway(shard, tail)));
+    else this.#idle.clear();
   }
 
   /** What should have been served for too long. */

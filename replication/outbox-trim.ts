@@ -1,7 +1,7 @@
 import type { Time } from "../infra/clock.js";
-import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Database } from "../infra/postgres/database.js";
+import { Rounds } from "../infra/rounds.js";
 import type { Service } from "../infra/service.js";
 import { partitionOf, shardId } from "../shards/ids.js";
 import { decodeHeader } from "./record.js";
@@ -30,43 +30,37 @@ export class OutboxTrim implements Service {
   readonly name = "outbox-trim";
   readonly #o: OutboxTrimOptions;
   readonly #log: Logger;
-  readonly #stop = new AbortController();
-  #loop: Promise<void> = Promise.resolve();
+  readonly #rounds: Rounds;
 
   constructor(options: OutboxTrimOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "outbox-trim" });
+    const { time, everyMs } = options;
+    const round = (stopped: AbortSignal): Promise<void> => this.#round(stopped);
+    this.#rounds = new Rounds({ what: "trim the outbox", everyMs, round, time, log: this.#log });
   }
 
   async start(): Promise<void> {
-    this.#loop = (async () => {
-      while (!this.#stop.signal.aborted) {
-        await this.#o.time.sleep(this.#o.everyMs, this.#stop.signal);
-        if (!this.#stop.signal.aborted && this.#o.active())
-          await this.#round().catch((error: unknown) =>
-            this.#log.warn("trimming the outbox failed", { error: asError(error) }),
-          );
-      }
-    })();
+    this.#rounds.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await this.#loop;
+  stop(): Promise<void> {
+    return this.#rounds.stop();
   }
 
-  async #round(): Promise<void> {
+  async #round(stopped: AbortSignal): Promise<void> {
+    if (!this.#o.active()) return;
     const { rows } = await this.#o.database.pool.query<{ shard: number }>(
       "SELECT shard FROM shard_head h WHERE EXISTS (SELECT 1 FROM outbox o WHERE o.shard = h.shard) ORDER BY shard",
     );
     for (const { shard } of rows) {
-      if (this.#stop.signal.aborted || !this.#o.active()) return;
+      if (stopped.aborted || !this.#o.active()) return;
       const found = await this.#o.first(partitionOf(shardId(shard), this.#o.partitions), shard);
-      if (found !== undefined) await this.#trim(shard, found.data);
+      if (found !== undefined) await this.#trim(shard, found.data, stopped);
     }
   }
 
-  async #trim(shard: number, first: Uint8Array): Promise<void> {
+  async #trim(shard: number, first: Uint8Array, stopped: AbortSignal): Promise<void> {
     const header = decodeHeader(first);
     let removed = 0;
     for (;;) {
@@ -80,8 +74,8 @@ export class OutboxTrim implements Service {
         values: [shard, header.epoch, header.first, rowsAtOnce],
       });
       removed += rowCount ?? 0;
-      if ((rowCount ?? 0) < rowsAtOnce || this.#stop.signal.aborted) break;
-      await this.#o.time.sleep(pauseMs, this.#stop.signal);
+      if ((rowCount ?? 0) < rowsAtOnce || stopped.aborted) break;
+      await this.#o.time.sleep(pauseMs, stopped);
     }
     if (removed > 0) this.#log.debug("trimmed the outbox", { shard, rows: removed });
   }

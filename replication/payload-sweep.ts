@@ -1,6 +1,6 @@
 import type { Time } from "../infra/clock.js";
-import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
+import { Rounds } from "../infra/rounds.js";
 import type { Service } from "../infra/service.js";
 import { partitionOf, shardId, type ShardId } from "../shards/ids.js";
 import { isPast } from "./payloads.js";
@@ -31,32 +31,26 @@ export class PayloadSweep implements Service {
   readonly name = "payload-sweep";
   readonly #o: PayloadSweepOptions;
   readonly #log: Logger;
-  readonly #stop = new AbortController();
-  #loop: Promise<void> = Promise.resolve();
+  readonly #rounds: Rounds;
 
   constructor(options: PayloadSweepOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "payload-sweep" });
+    const { time, everyMs } = options;
+    const round = (stopped: AbortSignal): Promise<void> => this.#round(stopped);
+    this.#rounds = new Rounds({ what: "remove old payloads", everyMs, round, time, log: this.#log });
   }
 
   async start(): Promise<void> {
-    this.#loop = (async () => {
-      while (!this.#stop.signal.aborted) {
-        await this.#o.time.sleep(this.#o.everyMs, this.#stop.signal);
-        if (!this.#stop.signal.aborted && this.#o.active())
-          await this.#round().catch((error: unknown) =>
-            this.#log.warn("removing old payloads failed", { error: asError(error) }),
-          );
-      }
-    })();
+    this.#rounds.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await this.#loop;
+  stop(): Promise<void> {
+    return this.#rounds.stop();
   }
 
-  async #round(): Promise<void> {
+  async #round(stopped: AbortSignal): Promise<void> {
+    if (!this.#o.active()) return;
     const byShard = new Map<number, string[]>();
     for (const id of await this.#o.objects.list(requestMs)) {
       const shard = Number(/^\d+/.exec(id)?.[0] ?? NaN);
@@ -69,7 +63,7 @@ export class PayloadSweep implements Service {
       if (found === undefined) continue;
       const oldest = decodeHeader(found.data);
       for (const id of ids) {
-        if (this.#stop.signal.aborted || !this.#o.active()) return;
+        if (stopped.aborted || !this.#o.active()) return;
         if (!isPast(id, oldest)) continue;
         await this.#o.objects.remove(id, requestMs);
         removed++;

@@ -2,6 +2,7 @@ import type { Time } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Random } from "../../infra/random.js";
+import { Rounds } from "../../infra/rounds.js";
 import type { Service } from "../../infra/service.js";
 import type { Command, Reply, RequestContext } from "../api.js";
 import type { FinishCommand, FinishStore, StoredFinish } from "./finish-store.js";
@@ -28,36 +29,34 @@ export class FinishForwarder implements Service {
   readonly name = "finish forwarder";
   readonly #o: ForwarderOptions;
   readonly #log: Logger;
-  readonly #stop = new AbortController();
-  #loop: Promise<void> = Promise.resolve();
+  readonly #rounds: Rounds;
 
   constructor(options: ForwarderOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "finish-forwarder" });
+    const round = (): Promise<number> => this.#round();
+    this.#rounds = new Rounds({
+      what: "read stored finishes",
+      everyMs: idleMs,
+      round,
+      time: options.time,
+      log: this.#log,
+    });
   }
 
   async start(): Promise<void> {
-    this.#loop = this.#run();
+    this.#rounds.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await this.#loop;
+  stop(): Promise<void> {
+    return this.#rounds.stop();
   }
 
-  async #run(): Promise<void> {
-    const { store, time, active } = this.#o;
-    while (!this.#stop.signal.aborted) {
-      let found = 0;
-      try {
-        const due = active() ? await store.due(atOnce) : [];
-        found = due.length;
-        await Promise.all(due.map((finish) => this.#forward(finish)));
-      } catch (error) {
-        this.#log.warn("stored finishes can't be read", { error: asError(error) });
-      }
-      await time.sleep(found > 0 ? busyMs : idleMs, this.#stop.signal);
-    }
+  async #round(): Promise<number> {
+    const { store, active } = this.#o;
+    const due = active() ? await store.due(atOnce) : [];
+    await Promise.all(due.map((finish) => this.#forward(finish)));
+    return due.length > 0 ? busyMs : idleMs;
   }
 
   async #forward(finish: StoredFinish): Promise<void> {

@@ -1,7 +1,7 @@
 import type { Time } from "../../infra/clock.js";
-import { asError } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Database } from "../../infra/postgres/database.js";
+import { Rounds } from "../../infra/rounds.js";
 import type { Service } from "../../infra/service.js";
 
 export interface TaskRetentionOptions {
@@ -31,43 +31,38 @@ export class TaskRetention implements Service {
   readonly name = "task retention";
   readonly #o: TaskRetentionOptions;
   readonly #log: Logger;
-  readonly #stop = new AbortController();
-  #loop: Promise<void> = Promise.resolve();
+  readonly #rounds: Rounds;
 
   constructor(options: TaskRetentionOptions) {
     this.#o = options;
     this.#log = options.log.with({ component: "task-retention" });
+    const { keepMs, time } = options;
+    const everyMs = Math.min(60_000, Math.max(500, keepMs / 4));
+    const round = (stopped: AbortSignal): Promise<void> => this.#round(stopped);
+    this.#rounds = new Rounds({ what: "remove old tasks", everyMs, round, time, log: this.#log });
   }
 
   async start(): Promise<void> {
-    this.#loop = this.#run();
+    this.#rounds.start();
   }
 
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await this.#loop;
+  stop(): Promise<void> {
+    return this.#rounds.stop();
   }
 
-  async #run(): Promise<void> {
-    const { time, keepMs, active } = this.#o;
-    while (!this.#stop.signal.aborted) {
-      await time.sleep(Math.min(60_000, Math.max(500, keepMs / 4)), this.#stop.signal);
-      try {
-        const removed = active() ? (await this.#remove(ended)) + (await this.#remove(left)) : 0;
-        if (removed > 0) this.#log.info("old tasks were removed", { tasks: removed });
-      } catch (error) {
-        this.#log.warn("old tasks could not be removed", { error: asError(error) });
-      }
-    }
+  async #round(stopped: AbortSignal): Promise<void> {
+    if (!this.#o.active()) return;
+    const removed = (await this.#remove(ended, stopped)) + (await this.#remove(left, stopped));
+    if (removed > 0) this.#log.info("old tasks were removed", { tasks: removed });
   }
 
-  async #remove(statement: string): Promise<number> {
+  async #remove(statement: string, stopped: AbortSignal): Promise<number> {
     const { database, keepMs, time } = this.#o;
     for (let removed = 0; ;) {
       const { rowCount } = await database.pool.query(statement, [keepMs]);
       removed += rowCount ?? 0;
-      if ((rowCount ?? 0) < batch || this.#stop.signal.aborted) return removed;
-      await time.sleep(pauseMs, this.#stop.signal);
+      if ((rowCount ?? 0) < batch || stopped.aborted) return removed;
+      await time.sleep(pauseMs, stopped);
     }
   }
 }

@@ -1,6 +1,9 @@
 import assert from "node:assert/strict";
+import { writeFileSync } from "node:fs";
+import path from "node:path";
 import { after as afterAll, before, describe, it } from "node:test";
 import { LocalStack } from "../../infra/local/stack.js";
+import { builtInCatalog } from "../../services/jobs/catalog-built-in.js";
 import { startStack, type TestStack } from "../harness/stack.js";
 import { readLog } from "./log-reader.js";
 import {
@@ -352,8 +355,14 @@ describe("jobs with the built-in worker", { timeout: 300_000 }, () => {
     const ids = types.map(([type]) => `fails-${type}`);
     await Promise.all(ids.map((id) => make("east", id)));
     await stack.stack.down();
+    const catalog = path.join(stack.dir, "catalog.json");
+    writeFileSync(catalog, JSON.stringify(builtInCatalog));
     await LocalStack.up(stack.dir, {
-      env: { HOTHOT_SIMULATED_FAILURE_PERCENT: "100", HOTHOT_AUTOMATIC_FAILBACK: "false" },
+      env: {
+        HOTHOT_SIMULATED_FAILURE_PERCENT: "100",
+        HOTHOT_AUTOMATIC_FAILBACK: "false",
+        HOTHOT_CATALOG: catalog,
+      },
     });
     await allServe(stack);
     const jobs = await Promise.all(
@@ -379,6 +388,27 @@ describe("jobs with the built-in worker", { timeout: 300_000 }, () => {
     assert.ok(retried.status < 300, retried.text);
     assert.equal((JSON.parse(retried.text) as Job).attempt, 2);
     assert.equal((await ended("east", again.id)).status, "failed");
+
+    // The catalog changes while the processes run.
+    const reload = (operations: object): void => {
+      writeFileSync(catalog, JSON.stringify({ operations }));
+      for (const dc of stack.dcs) for (const pid of stack.pids(dc).node) process.kill(pid, "SIGHUP");
+    };
+    problem(await start("east", at(ids, 2), "dance"), "invalid_request");
+    reload({ ...builtInCatalog.operations, dance: { stages: [{ name: "STEP", retries: 1 }] } });
+    const dance = async (id: string): Promise<Job> => body<Job>(await start("east", id, "dance"), 202);
+    const danced = await stack.until(() => dance(at(ids, 2)), settleMs, "the new operation is known");
+    assert.deepEqual(danced.stages, ["STEP"]);
+    reload({ dance: { stages: [] } });
+    for (const dc of stack.dcs)
+      await stack.until(
+        async () => /^hothot_catalog_faults_total [1-9]/m.test((await on(dc, "GET", "/metrics")).text),
+        settleMs,
+        `${dc} has seen the faulty catalog`,
+      );
+    assert.match(stack.logs("east"), /the old catalog stays in use/);
+    assert.match(stack.logs("east"), /must have at least one stage/);
+    assert.equal((await dance(at(ids, 3))).type, "dance");
     await allEqual(stack, "east");
   });
 });
