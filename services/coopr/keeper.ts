@@ -118,7 +118,7 @@ export class ProvisionerKeeper implements Service {
   }
 
   async #look(): Promise<void> {
-    const { registry, time, silentMs, owns, remove, calls } = this.#o;
+    const { registry, time, silentMs, owns } = this.#o;
     const now = time.monotonic();
     const mine = (await registry.all()).filter(({ shard }) => owns(shard as ShardId));
     const known = new Set(mine.map(({ id }) => id));
@@ -127,12 +127,20 @@ export class ProvisionerKeeper implements Service {
       const heard = this.#heard.get(provisioner.id);
       // Just registered, or just ours: it gets the whole time.
       if (heard === undefined) this.#heard.set(provisioner.id, now);
-      else if (now - heard > silentMs) {
-        this.#log.warn("a silent provisioner is removed", { provisioner: provisioner.id, silentMs: now - heard });
-        await remove(provisioner);
-        this.gone(provisioner.id);
-        void calls.withdraw(provisioner);
-      }
+      else if (now - heard > silentMs) await this.#remove(provisioner, now - heard);
+    }
+  }
+
+  async #remove(provisioner: Registered, silentMs: number): Promise<void> {
+    const { id } = provisioner;
+    try {
+      this.#log.warn("a silent provisioner is removed", { provisioner: id, silentMs });
+      await this.#o.remove(provisioner);
+      this.gone(id);
+      void this.#o.calls.withdraw(provisioner);
+    } catch (error) {
+      // The next look tries again; meanwhile the others have their turn.
+      this.#log.warn("a silent provisioner could not be removed", { provisioner: id, error: asError(error) });
     }
   }
 }
