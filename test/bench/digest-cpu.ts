@@ -1,12 +1,11 @@
-import { readdirSync, readFileSync } from "node:fs";
 import { shapes } from "../../replication/rows.js";
 import { median, rounded } from "./figures.js";
 import { clusterBody, onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 import { steady } from "./steady.js";
 import { putBytes } from "./wire.js";
+import { spentMs } from "./spent.js";
 
 const never = { HOTHOT_DIGEST_MS: "86400000", HOTHOT_SCRUB_MS: "86400000" };
-const ticksPerSecond = 100;
 
 /**
  * Processor time of all hothot and PostgreSQL processes for the same writes, with digests in the log and the scrub as they are
@@ -69,9 +68,9 @@ async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions
   };
   await write(5);
   tell(`${rate} writes/s for ${seconds} s`);
-  const before = spentMs(bench);
+  const before = spentMs(bench.stack);
   const writes = await write(seconds);
-  const spent = spentMs(bench) - before;
+  const spent = spentMs(bench.stack) - before;
   return { msPerWrite: spent / writes, rowMicroseconds: await rowCost(bench) };
 }
 
@@ -89,24 +88,4 @@ async function rowCost(bench: Bench): Promise<number> {
   await timed(digest);
   const [scan, whole] = [await timed("t.version"), await timed(digest)];
   return (Math.max(0, whole - scan) * 1000) / (repeats * Number(shape?.["n"] ?? 1));
-}
-
-/** User and system time of all processes of the stack's databases and nodes, those that ended among their children too. */
-function spentMs({ stack }: Bench): number {
-  const roots = new Set(stack.dcs.flatMap((dc) => [...stack.pids(dc).node, ...stack.pids(dc).postgres.slice(0, 1)]));
-  let ticks = 0;
-  for (const entry of readdirSync("/proc")) {
-    if (!/^\d+$/.test(entry)) continue;
-    try {
-      const stat = readFileSync(`/proc/${entry}/stat`, "utf8");
-      const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      const parent = Number(fields[1]);
-      if (!roots.has(Number(entry)) && !roots.has(parent)) continue;
-      ticks += Number(fields[11]) + Number(fields[12]);
-      if (roots.has(Number(entry))) ticks += Number(fields[13]) + Number(fields[14]);
-    } catch {
-      // It has ended since.
-    }
-  }
-  return (ticks * 1000) / ticksPerSecond;
 }

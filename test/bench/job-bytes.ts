@@ -1,6 +1,6 @@
 import { readLog } from "../integration/log-reader.js";
 import { rounded } from "./figures.js";
-import { each, everywhere, inDatabase, JobCalls } from "./jobs.js";
+import { each, everywhere, JobCalls } from "./jobs.js";
 import { clusterBody, onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 
 const jobs = 300;
@@ -65,29 +65,27 @@ async function measure(bench: Bench, { tell }: BenchOptions): Promise<BenchResul
 
 /** Per unit of the work that `action` does `count` of. What an idle datacenter writes to its WAL meanwhile is taken off. */
 async function cost(bench: Bench, dc: string, count: number, action: () => Promise<void>): Promise<Cost> {
-  return inDatabase(bench, dc, async (query) => {
-    const wal = async (): Promise<{ readonly bytes: number; readonly at: number }> => {
-      const [row] = await query<{ bytes: string }>("SELECT pg_current_wal_lsn() - '0/0' AS bytes");
-      return { bytes: Number(row?.bytes), at: performance.now() };
-    };
-    await everywhere(bench);
-    const idle = await wal();
-    await new Promise((resolve) => setTimeout(resolve, 3_000));
-    const log = await readLog(bench.stack, dc);
-    const before = await wal();
-    await action();
-    await everywhere(bench);
-    const after = await wal();
-    const { batches, entries, bytes } = await readLog(bench.stack, dc);
-    const idlePerMs = (before.bytes - idle.bytes) / (before.at - idle.at);
-    const logBytes = (bytes - log.bytes) / count;
-    const walBytes = (after.bytes - before.bytes - idlePerMs * (after.at - before.at)) / count;
-    return {
-      records: rounded((entries.length - log.entries.length) / count),
-      messages: rounded((batches.length - log.batches.length) / count),
-      logBytes: rounded(logBytes, 0),
-      walBytes: rounded(walBytes, 0),
-      share: rounded(logBytes / walBytes, 3),
-    };
-  });
+  const wal = async (): Promise<{ readonly bytes: number; readonly at: number }> => {
+    const [row] = await bench.query(dc, "SELECT pg_current_wal_lsn() - '0/0' AS bytes");
+    return { bytes: Number(row?.["bytes"]), at: performance.now() };
+  };
+  await everywhere(bench);
+  const idle = await wal();
+  await new Promise((resolve) => setTimeout(resolve, 3_000));
+  const log = await readLog(bench.stack, dc);
+  const before = await wal();
+  await action();
+  await everywhere(bench);
+  const after = await wal();
+  const { batches, entries, bytes } = await readLog(bench.stack, dc);
+  const idlePerMs = (before.bytes - idle.bytes) / (before.at - idle.at);
+  const logBytes = (bytes - log.bytes) / count;
+  const walBytes = (after.bytes - before.bytes - idlePerMs * (after.at - before.at)) / count;
+  return {
+    records: rounded((entries.length - log.entries.length) / count),
+    messages: rounded((batches.length - log.batches.length) / count),
+    logBytes: rounded(logBytes, 0),
+    walBytes: rounded(walBytes, 0),
+    share: rounded(logBytes / walBytes, 3),
+  };
 }

@@ -1,5 +1,3 @@
-import { silentLogger } from "../../infra/logger.js";
-import { Database } from "../../infra/postgres/database.js";
 import type { Bench } from "./scenario.js";
 
 /** A task, as far as a measurement needs it. */
@@ -60,21 +58,6 @@ export class JobCalls {
       result: { [`by_${task.stage}`]: workerId },
       stdout: `${task.stage} done\n`,
     });
-  }
-}
-
-/** A connection to a datacenter's own database. */
-export async function inDatabase<T>(
-  bench: Bench,
-  dc: string,
-  action: (query: <R extends object>(sql: string) => Promise<R[]>) => Promise<T>,
-): Promise<T> {
-  const url = bench.stack.stack.site(dc).postgres?.url() ?? "";
-  const database = new Database({ url, connections: 1, name: "bench", log: silentLogger });
-  try {
-    return await action(async <R extends object>(sql: string) => (await database.pool.query<R>(sql)).rows);
-  } finally {
-    await database.close();
   }
 }
 

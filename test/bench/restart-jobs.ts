@@ -1,6 +1,6 @@
 import { readLog } from "../integration/log-reader.js";
 import { latencyOf, rounded, type Latency } from "./figures.js";
-import { each, everywhere, inDatabase, JobCalls } from "./jobs.js";
+import { each, everywhere, JobCalls } from "./jobs.js";
 import {
   atRate,
   clusterBody,
@@ -109,14 +109,12 @@ async function measure(bench: Bench, { rate = 100, seconds, tell }: BenchOptions
 }
 
 async function allRestarted(bench: Bench, dc: string): Promise<void> {
-  await inDatabase(bench, dc, (query) =>
-    bench.stack.until(
-      async () => {
-        const [row] = await query<{ n: string }>("SELECT count(*) AS n FROM jobs WHERE attempt > 1");
-        return Number(row?.n) >= count;
-      },
-      patienceMs,
-      `${dc} has every job in its next attempt`,
-    ),
+  await bench.stack.until(
+    async () => {
+      const [row] = await bench.query(dc, "SELECT count(*)::int AS n FROM jobs WHERE attempt > 1");
+      return Number(row?.["n"]) >= count;
+    },
+    patienceMs,
+    `${dc} has every job in its next attempt`,
   );
 }

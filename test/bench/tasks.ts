@@ -1,5 +1,6 @@
 import { rounded } from "./figures.js";
 import { each, JobCalls } from "./jobs.js";
+import { spentMs } from "./spent.js";
 import { onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 
 const takers = 4;
@@ -40,19 +41,22 @@ async function measure(bench: Bench, { seconds, tell }: BenchOptions): Promise<B
   const failed = Promise.all(working);
   const measured = (async () => {
     await pause(1_000);
-    const [before, startedAt] = [finished, performance.now()];
+    const [before, startedAt, spent] = [finished, performance.now(), spentMs(bench.stack, [dc])];
     await pause(seconds * 1_000);
-    return ((finished - before) * 1_000) / (performance.now() - startedAt);
+    const done = finished - before;
+    return {
+      tasksPerSecond: rounded((done * 1_000) / (performance.now() - startedAt), 0),
+      processorMsPerTask: rounded((spentMs(bench.stack, [dc]) - spent) / done),
+    };
   })();
-  const perSecond = await Promise.race([measured, failed.then(() => Promise.reject(new Error("the workers ended")))]);
+  const figures = await Promise.race([measured, failed.then(() => Promise.reject(new Error("the workers ended")))]);
   going = false;
   await failed;
   if (finished >= count * stages * nodes.length) throw new Error("the work ran out: raise mostPerSecond");
-  const figures = { tasksPerSecond: rounded(perSecond, 0) };
   return {
     rows: [
-      ["", "tasks/s"],
-      ["taken and finished", figures.tasksPerSecond],
+      ["", "tasks/s", "processor ms per task"],
+      ["taken and finished", figures.tasksPerSecond, figures.processorMsPerTask],
     ],
     figures,
   };
