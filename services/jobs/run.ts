@@ -3,7 +3,16 @@ import type { ClusterRow, TaskRow } from "../../replication/entities.js";
 import type { Work } from "../../replication/work.js";
 import type { JobContext } from "./job-context.js";
 import { taskIdOf } from "./ids.js";
-import { firstStage, mergeResults, planStage, progressOf, readNodes, stageUnderWay, type Results } from "./plan.js";
+import {
+  firstStage,
+  mergeResults,
+  planStage,
+  progressOf,
+  readNodes,
+  stageUnderWay,
+  type PlannedTask,
+  type Results,
+} from "./plan.js";
 import { bare, isVoid, nodesOf, offeredTask, restingStatus, timeOf, withoutNodes } from "./rows.js";
 import { kindOf, nextClusterStatus, nextJobStatus, type ClusterEvent } from "./states.js";
 import { jobView, type ClusterState, type JobState } from "./views.js";
@@ -139,50 +148,23 @@ export class JobRun {
   /** The completion record: the job's end, and the cluster's new status with what the tasks gave. */
   end(ending: Ending, error: string | null, touched?: TaskRow): void {
     const before = this.#job;
-    const { now } = this.#work;
-    const kind = kindOf(before.type);
     const results = this.#results(touched);
     if (ending === "complete" && !this.#fits(results)) return this.#tooLarge(touched);
     const open = this.#tasks(touched).filter((task) => task.status === "waiting" || task.status === "taken");
+    const cluster = this.#clusterAfter(ending, results);
     this.#job = {
       ...before,
       status: nextJobStatus(before.status, endings[ending]),
       stage: null,
       // Kept where a retry may go on from it.
       checkpoint: ending === "complete" ? null : before.checkpoint,
-      finishedAt: timeOf(now),
+      finishedAt: timeOf(this.#work.now),
       error: error === null ? null : error.slice(0, 500),
     };
-    let cluster: ClusterState | undefined;
-    const row = this.#needCluster();
-    // A job that never began did not touch its cluster.
-    if (before.status !== "queued" && !row.deleted) {
-      const event: ClusterEvent = `${endings[ending]} ${kind}`;
-      const state =
-        ending === "complete" && kind === "delete"
-          ? withoutNodes(row.state)
-          : this.#fits(results)
-            ? { ...row.state, nodes: results }
-            : row.state;
-      cluster = {
-        ...bare(row),
-        status: nextClusterStatus("pending", event),
-        state,
-        version: row.version + 1,
-        updatedAt: timeOf(now),
-      };
-    }
     this.#work.record({ type: "job.end", job: this.#job, ...(cluster === undefined ? {} : { cluster }) });
     if (this.void) this.#work.dropTasks(before.id);
-    for (const task of open)
-      this.#work.putTask({
-        ...task,
-        status: "cancelled",
-        leaseUntil: null,
-        deadline: null,
-        notBefore: null,
-        finishedAt: timeOf(now),
-      });
+    const over = { leaseUntil: null, deadline: null, notBefore: null, finishedAt: timeOf(this.#work.now) };
+    for (const task of open) this.#work.putTask({ ...task, ...over, status: "cancelled" });
     this.#work.setStage(before.id, null);
     this.#changed();
   }
@@ -201,6 +183,23 @@ export class JobRun {
     return this.#results();
   }
 
+  /** Undefined where the job leaves its cluster as it is: it never began, or the cluster is gone. */
+  #clusterAfter(ending: Ending, results: Results): ClusterState | undefined {
+    const row = this.#needCluster();
+    if (this.#job.status === "queued" || row.deleted) return undefined;
+    const kind = kindOf(this.#job.type);
+    const event: ClusterEvent = `${endings[ending]} ${kind}`;
+    const gone = ending === "complete" && kind === "delete";
+    const state = gone ? withoutNodes(row.state) : this.#fits(results) ? { ...row.state, nodes: results } : row.state;
+    return {
+      ...bare(row),
+      status: nextClusterStatus("pending", event),
+      state,
+      version: row.version + 1,
+      updatedAt: timeOf(this.#work.now),
+    };
+  }
+
   /** A stage whose plan is empty is passed; after the last one the job is complete. */
   #enter(from: number, touched?: TaskRow): void {
     const cluster = this.#needCluster();
@@ -215,30 +214,8 @@ export class JobRun {
         return this.end("failed", `the cluster's nodes can't be read: ${faults[0].path} ${faults[0].message}`, touched);
       const planned = planStage(stage, nodes);
       if (planned.length === 0) continue;
-      const taken = this.#tasks(touched).length;
-      const tasks = planned.map((task, i): TaskRow => ({
-        id: taskIdOf(this.#job.id, this.#job.attempt, taken + i + 1),
-        jobId: this.#job.id,
-        shard: this.#work.shard,
-        tenant: this.#job.tenant,
-        clusterId: this.#job.clusterId,
-        name: task.name,
-        node: task.node,
-        service: task.service,
-        stage: name,
-        stageIndex: index,
-        attempt: this.#job.attempt,
-        status: "waiting",
-        tries: 0,
-        workerId: null,
-        leaseUntil: null,
-        deadline: null,
-        notBefore: null,
-        result: null,
-        stdout: null,
-        stderr: null,
-        finishedAt: null,
-      }));
+      const before = this.#tasks(touched).length;
+      const tasks = planned.map((task, i) => this.#taskRow(task, before + i + 1, name, index));
       for (const task of tasks) this.#work.putTask(task);
       this.#fresh?.push(...tasks);
       this.#work.setStage(this.#job.id, name);
@@ -247,6 +224,34 @@ export class JobRun {
       return;
     }
     this.end("complete", null, touched);
+  }
+
+  /** `number`: from 1 within the attempt. */
+  #taskRow({ name, node, service }: PlannedTask, number: number, stage: string, stageIndex: number): TaskRow {
+    const { id: jobId, attempt, tenant, clusterId } = this.#job;
+    return {
+      id: taskIdOf(jobId, attempt, number),
+      jobId,
+      shard: this.#work.shard,
+      tenant,
+      clusterId,
+      name,
+      node,
+      service,
+      stage,
+      stageIndex,
+      attempt,
+      status: "waiting",
+      tries: 0,
+      workerId: null,
+      leaseUntil: null,
+      deadline: null,
+      notBefore: null,
+      result: null,
+      stdout: null,
+      stderr: null,
+      finishedAt: null,
+    };
   }
 
   #offer(tasks: readonly TaskRow[]): void {
