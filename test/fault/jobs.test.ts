@@ -17,6 +17,7 @@ describe("200 jobs over all datacenters, which are killed again and again", { ti
     t.diagnostic(`seed ${seed}`);
     const result = await runJobChaos(stack, {
       jobs: 200,
+      nodes: 1,
       kills: 2,
       untilEnded: false,
       random: seededRandom(seed),

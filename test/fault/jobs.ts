@@ -8,6 +8,8 @@ import { allEqual, allServe } from "../integration/support.js";
 
 export interface JobChaosOptions {
   readonly jobs: number;
+  /** Of each job: its parallel tasks (default 2). */
+  readonly nodes?: number;
   /** How many kills, at least. */
   readonly kills: number;
   /** Goes on killing until every job has ended. */
@@ -36,7 +38,6 @@ interface Row extends Job {
 
 const stages = ["CREATE", "CONFIRM", "BOOTSTRAP", "INSTALL", "CONFIGURE", "INITIALIZE", "START"];
 const ended = ["complete", "failed", "cancelled"];
-const nodes = ["n1", "n2"];
 /** Without a task that was taken or a job that ended. */
 const quietMs = 60_000;
 
@@ -73,7 +74,7 @@ function worker(id: string, urls: readonly string[], random: Random, taken: Task
     handlers: {
       "*": async (task, { fence, signal }) => {
         taken.push(task);
-        await pause(40 + 80 * random.next());
+        await pause(20 + 40 * random.next());
         signal.throwIfAborted();
         return { result: { [`by_${task.stage}`]: fence }, stdout: `${task.stage} ${fence}` };
       },
@@ -85,13 +86,16 @@ class JobChaos {
   readonly #late: Promise<void>[] = [];
   readonly #sent = new Set<string>();
   readonly #violations: string[] = [];
+  readonly #nodes: readonly string[];
 
   constructor(
     private readonly stack: TestStack,
     private readonly client: Client,
     private readonly taken: readonly Task[],
     private readonly o: JobChaosOptions,
-  ) {}
+  ) {
+    this.#nodes = Array.from({ length: o.nodes ?? 2 }, (_, index) => `n${index + 1}`);
+  }
 
   async run(): Promise<JobChaosResult> {
     const { tell, jobs: count } = this.o;
@@ -135,7 +139,7 @@ class JobChaos {
         await pause((index % 20) * 100);
         const id = `chaos-job-${index}`;
         const replicated = { durability: "replicated", timeoutMs: 60_000 } as const;
-        await this.client.putCluster(id, { name: id, spec: { nodes } }, replicated);
+        await this.client.putCluster(id, { name: id, spec: { nodes: this.#nodes } }, replicated);
         return (await this.client.startJob(id, { type: "create" }, replicated)).value.id;
       }),
     );
@@ -204,7 +208,9 @@ class JobChaos {
   async #check(job: Row, begun: number): Promise<void> {
     const bad = (what: string): void => void this.#violations.push(`${job.id}: ${what}`);
     if (job.status !== "complete") return bad(`${job.status}: ${job.error ?? ""}`);
-    const expected = stages.slice(begun).flatMap((stage) => nodes.map((node) => `${stage} ${node} ${job.attempt} ok`));
+    const expected = stages
+      .slice(begun)
+      .flatMap((stage) => this.#nodes.map((node) => `${stage} ${node} ${job.attempt} ok`));
     const seen = job.tasks.map(({ stage, node, attempt, status }) => `${stage} ${node} ${attempt} ${status}`);
     // They stay where the attempt ended: an owner that came after that has none.
     if (seen.length > 0 && seen.sort().join() !== expected.sort().join()) bad(`its tasks are ${seen.join(", ")}`);
@@ -212,7 +218,7 @@ class JobChaos {
     const cluster = (await this.client.getCluster(job.clusterId, { consistency: "owner" })).value;
     if (cluster.status !== "active") bad(`its cluster is ${cluster.status}`);
     const state = cluster.state["nodes"] as Readonly<Record<string, Readonly<Record<string, string>>>>;
-    for (const node of nodes)
+    for (const node of this.#nodes)
       for (const [index, stage] of stages.entries()) {
         const by = state[node]?.[`by_${stage}`] ?? "nobody";
         const attempt = Number(by.split(".")[1]);
