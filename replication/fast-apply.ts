@@ -70,7 +70,7 @@ export async function applyFast(
     digests = new Map(found[0]?.digests ?? []);
   } catch (error) {
     if ((error as { code?: string }).code !== mismatch) throw error;
-    known.clear();
+    for (const shard of heads.keys()) known.delete(shard);
     return undefined;
   }
   for (const [shard, head] of heads) known.set(shard, { ...head, ...digestOf(digests.get(shard)) });

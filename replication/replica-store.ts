@@ -128,7 +128,8 @@ export class PostgresReplicaStore implements ReplicaStore {
   }
 
   async #applyWhole(stretches: readonly Stretch[]): Promise<Applied> {
-    this.#heads.clear();
+    // What is known of other shards stays: forgotten, their next records would take this way, too, and so on for ever.
+    for (const { messages } of stretches) for (const { shard } of messages) this.#heads.delete(shard);
     const applied = await this.database.transaction((client) => this.#apply(client, stretches));
     for (const head of applied.heads) this.#heads.set(head.shard, head);
     return applied;
