@@ -124,15 +124,19 @@ function statement(
     if (shape.digest !== undefined) letters.push(letter);
   }
   parts.push(
+    // In the order in which the owner's transactions lock theirs: in any other one the two would wait for each other.
+    `locked AS MATERIALIZED (SELECT shard FROM shard_head WHERE shard = ANY($4::int[] || $8::int[]) ORDER BY shard FOR NO KEY UPDATE)`,
     `p AS (UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
       WHERE p.partition = v.partition AND p.sequence = v.since RETURNING 1)`,
     // The digest that was known was compared: no other transaction has changed rows of the shard since, so the deltas are right.
     `h AS (UPDATE shard_head h SET position = v.last, published = v.last, digest = h.digest # ${deltaOf(letters, "v.shard")}
       FROM unnest($4::int[], $5::bigint[], $6::bigint[], $7::bigint[], $11::bigint[]) AS v(shard, epoch, since, last, digest)
       WHERE h.shard = v.shard AND h.epoch = v.epoch AND h.position = v.since AND h.digest = v.digest AND h.stopped IS NULL AND h.state = 'replica'
+        AND (SELECT count(*) FROM locked) > 0
       RETURNING h.shard, h.digest)`,
     `m AS (UPDATE shard_head h SET published = greatest(h.published, v.mark) FROM unnest($8::int[], $9::bigint[], $10::bigint[]) AS v(shard, epoch, mark)
-      WHERE h.shard = v.shard AND h.epoch = v.epoch AND v.mark <= h.position AND h.stopped IS NULL RETURNING 1)`,
+      WHERE h.shard = v.shard AND h.epoch = v.epoch AND v.mark <= h.position AND h.stopped IS NULL
+        AND (SELECT count(*) FROM locked) > 0 RETURNING 1)`,
   );
   const keys = [...rows.keys.values()];
   if (keys.length > 0) {
