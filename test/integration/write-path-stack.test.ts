@@ -444,6 +444,34 @@ describe("the write path", { timeout: 240_000 }, () => {
         );
   });
 
+  it("lets writers and the applier of a datacenter wait for each other in one order only: no deadlocks", async () => {
+    const ids = idsOf(await shardMap(stack, "east"), "east", "crowd", 150);
+    let next = 0;
+    const writer = async (): Promise<void> => {
+      for (let number = next++; number < 600; number = next++) {
+        const written = await on("east", "PUT", `/v1/clusters/${at(ids, number % ids.length)}`, {
+          name: `crowd ${number}`,
+          spec: {},
+        });
+        assert.ok(written.status === 200 || written.status === 201, written.text);
+      }
+    };
+    await Promise.all(Array.from({ length: 12 }, writer));
+    for (const dc of stack.dcs) {
+      const database = databaseOf(stack, dc);
+      try {
+        // Counted a little later than they happen.
+        await database.pool.query("SELECT pg_stat_force_next_flush()");
+        const { rows } = await database.pool.query<{ deadlocks: number }>(
+          "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()",
+        );
+        assert.equal(rows[0]?.deadlocks, 0, dc);
+      } finally {
+        await database.close();
+      }
+    }
+  });
+
   it("has equal copies in the end", async () => {
     await allEqual(stack, "central");
   });
