@@ -25,7 +25,7 @@ describe(
         fault,
         rounds: 5,
         random: seededRandom(seed),
-        writesPerSecond: 100,
+        writesPerSecond: 60,
         tell: (line) => t.diagnostic(line),
       });
       assert.deepEqual(violations.slice(0, 20), []);

@@ -5,7 +5,6 @@ import { switchoverCases } from "./switchover-cases.js";
 
 /** `npm run chaos -- --scenario switchover` runs all of them. */
 const quick = [
-  "the owner is killed before the shard is moving",
   "the target is killed before the append",
   "the log's leader stands still, and the owner is killed with its append unanswered",
   "the append is stored and its answer lost: nothing that the others send reaches the owner",

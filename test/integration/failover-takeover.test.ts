@@ -28,7 +28,7 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
   let stack: TestStack;
   let initial: ShardView[];
   before(async () => {
-    stack = await startStack({ alone: true, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    stack = await startStack({ env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
     initial = await shardMap(stack, "east");
   });
   afterAll(() => stack?.stop());
