@@ -2,7 +2,7 @@ import { monitorEventLoopDelay, type IntervalHistogram } from "node:perf_hooks";
 import type { Time } from "./clock.js";
 import type { Service } from "./service.js";
 
-const resolutionMs = 10;
+const resolutionMs = 20;
 const windowMs = 1_000;
 
 /** How late this process's event loop was in the last second, milliseconds. */

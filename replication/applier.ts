@@ -171,9 +171,10 @@ export class Applier {
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       if (!this.#woken) {
-        const woken = new AbortController();
-        this.#wake = () => woken.abort();
-        await this.#time.sleep(safetyMs, woken.signal);
+        await new Promise<void>((resolve) => {
+          const safety = this.#time.after(safetyMs, resolve);
+          this.#wake = () => (safety.cancel(), resolve());
+        });
         this.#wake = () => undefined;
       }
       this.#woken = false;

@@ -28,43 +28,62 @@ export interface Hint {
   readonly data: Uint8Array | null;
 }
 
-/** Tells all datacenters what the log holds, with the batch itself where it is small: gathered over one turn of the event loop. */
+/** Tells the other datacenters what the log holds, with the batch itself where it is small: gathered over one turn of the event loop. */
 export class Hints {
-  readonly #subject: string;
+  readonly #heard = new Map<string, () => void>();
   #pending: Hint[] = [];
   #bytes = 0;
 
   constructor(
-    group: string,
-    generation: number,
-    private readonly link: {
-      publish(subject: string, data: Uint8Array): void;
-      subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+    private readonly o: {
+      readonly group: string;
+      readonly generation: number;
+      readonly site: string;
+      readonly link: {
+        publish(subject: string, data: Uint8Array): void;
+        subscribe(subject: string, handler: (message: { data: Uint8Array }) => void): () => void;
+      };
+      readonly time: Timers;
+      readonly received: (hint: Hint) => void;
     },
-    private readonly time: Timers,
-  ) {
-    this.#subject = `hothot.${group}.g${generation}.tail`;
-  }
+  ) {}
 
   add(partition: Partition, sequence: number, shard: number, data: Uint8Array | null = null): void {
-    if (this.#pending.length === 0) this.time.soon(() => this.#send());
+    if (this.#pending.length === 0) this.o.time.soon(() => this.#send());
     const carried = data !== null && data.length <= pushedBytes ? data : null;
     this.#pending.push({ partition, sequence, shard, data: carried });
     this.#bytes += carried?.length ?? 0;
     if (this.#bytes > wordBytes) this.#send();
   }
 
-  subscribe(handler: (hint: Hint) => void): void {
-    this.link.subscribe(this.#subject, (message) => {
-      const list = unpack(message.data) as unknown[];
-      for (let i = 0; i + 3 < list.length; i += 4)
-        handler({
-          partition: list[i] as Partition,
-          sequence: list[i + 1] as number,
-          shard: list[i + 2] as number,
-          data: list[i + 3] as Uint8Array | null,
-        });
-    });
+  /** From now on those of these datacenters are heard, but not the own ones: they would be news to nobody. */
+  listen(datacenters: readonly string[]): void {
+    for (const [dc, end] of this.#heard)
+      if (!datacenters.includes(dc)) {
+        end();
+        this.#heard.delete(dc);
+      }
+    for (const dc of datacenters)
+      if (dc !== this.o.site && !this.#heard.has(dc))
+        this.#heard.set(
+          dc,
+          this.o.link.subscribe(this.#subject(dc), (message) => this.#receive(message.data)),
+        );
+  }
+
+  #subject(dc: string): string {
+    return `hothot.${this.o.group}.g${this.o.generation}.tail.${dc}`;
+  }
+
+  #receive(data: Uint8Array): void {
+    const list = unpack(data) as unknown[];
+    for (let i = 0; i + 3 < list.length; i += 4)
+      this.o.received({
+        partition: list[i] as Partition,
+        sequence: list[i + 1] as number,
+        shard: list[i + 2] as number,
+        data: list[i + 3] as Uint8Array | null,
+      });
   }
 
   #send(): void {
@@ -72,7 +91,7 @@ export class Hints {
     const list = this.#pending.flatMap(({ partition, sequence, shard, data }) => [partition, sequence, shard, data]);
     this.#pending = [];
     this.#bytes = 0;
-    this.link.publish(this.#subject, pack(list));
+    this.o.link.publish(this.#subject(this.o.site), pack(list));
   }
 }
 

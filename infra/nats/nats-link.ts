@@ -156,55 +156,18 @@ export class NatsLink implements Link {
     timeoutMs: number,
     headers?: Readonly<Record<string, string>>,
   ): Promise<Reply> {
-    // Kept for later it would arrive when nobody waits for it any more.
-    if (!this.connected) throw new NoResponders(subject);
-    let hdrs: MsgHdrs | undefined;
-    if (headers !== undefined) {
-      hdrs = newHeaders();
-      for (const [name, value] of Object.entries(headers)) hdrs.set(name, value);
-    }
-    try {
-      const answer = await this.#nc.request(subject, data, {
-        timeout: Math.max(1, timeoutMs),
-        ...(hdrs === undefined ? {} : { headers: hdrs }),
-      });
-      return { data: answer.data, headers: answer.headers };
-    } catch (error) {
-      if (error instanceof NatsError && error.code === (ErrorCode.NoResponders as string))
-        throw new NoResponders(subject);
-      throw new NoAnswer(subject, error);
-    }
+    // The client's own request() makes an error, with its stack, for each answer that came.
+    const answer = await this.#ask<Msg>(subject, data, Math.max(1, timeoutMs), headers, (message, resolve) =>
+      resolve(message),
+    );
+    return { data: answer.data, headers: answer.headers };
   }
 
-  collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
-    if (!this.connected) return Promise.reject(new NoResponders(subject));
-    const token = String(++this.#calls);
-    return new Promise((resolve, reject) => {
-      const messages: Msg[] = [];
-      const end = (failure?: Error): void => {
-        clearTimeout(timer);
-        this.#collectors.delete(token);
-        if (failure === undefined) resolve(messages);
-        else reject(failure);
-      };
-      const silent = (): void => end(new NoAnswer(subject));
-      let timer = setTimeout(silent, timeoutMs);
-      this.#collectors.set(token, (message) => {
-        if (message.headers?.code === 503) return end(new NoResponders(subject));
-        try {
-          if (last(message)) return end();
-        } catch (failure) {
-          return end(failure as Error);
-        }
-        messages.push(message);
-        clearTimeout(timer);
-        timer = setTimeout(silent, timeoutMs);
-      });
-      try {
-        this.#nc.publish(subject, data, { reply: `${this.#inbox}.${token}` });
-      } catch (error) {
-        end(new NoAnswer(subject, error));
-      }
+  async collect(subject: string, data: Uint8Array, timeoutMs: number, last: (message: Msg) => boolean): Promise<Msg[]> {
+    const messages: Msg[] = [];
+    return this.#ask<Msg[]>(subject, data, timeoutMs, undefined, (message, resolve) => {
+      if (last(message)) resolve(messages);
+      else messages.push(message);
     });
   }
 
@@ -224,6 +187,45 @@ export class NatsLink implements Link {
           server: typeof status.data === "string" ? status.data : "",
         });
     }
+  }
+
+  /** Publishes with a reply subject of its own and waits until `heard` resolves; each message that it is given starts the wait anew. */
+  #ask<T>(
+    subject: string,
+    data: Uint8Array,
+    timeoutMs: number,
+    headers: Readonly<Record<string, string>> | undefined,
+    heard: (message: Msg, resolve: (value: T) => void) => void,
+  ): Promise<T> {
+    // Kept for later it would arrive when nobody waits for it any more.
+    if (!this.connected) return Promise.reject(new NoResponders(subject));
+    const token = String(++this.#calls);
+    return new Promise((resolve, reject) => {
+      const end = (): void => {
+        clearTimeout(timer);
+        this.#collectors.delete(token);
+      };
+      const fail = (failure: Error): void => (end(), reject(failure));
+      const timer = setTimeout(() => fail(new NoAnswer(subject)), timeoutMs);
+      this.#collectors.set(token, (message) => {
+        if (message.headers?.code === 503) return fail(new NoResponders(subject));
+        try {
+          heard(message, (value) => (end(), resolve(value)));
+        } catch (failure) {
+          return fail(failure as Error);
+        }
+        if (this.#collectors.has(token)) timer.refresh();
+      });
+      try {
+        const hdrs = headers === undefined ? undefined : headersOf(headers);
+        this.#nc.publish(subject, data, {
+          reply: `${this.#inbox}.${token}`,
+          ...(hdrs === undefined ? {} : { headers: hdrs }),
+        });
+      } catch (error) {
+        fail(new NoAnswer(subject, error));
+      }
+    });
   }
 
   #openInbox(nc: NatsConnection): string {
@@ -285,6 +287,12 @@ export class NatsLink implements Link {
       if (!before.isClosed()) void before.close();
     }, lingerMs).unref();
   }
+}
+
+function headersOf(headers: Readonly<Record<string, string>>): MsgHdrs {
+  const out = newHeaders();
+  for (const [name, value] of Object.entries(headers)) out.set(name, value);
+  return out;
 }
 
 function listen(

@@ -77,7 +77,17 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
 
   // Replication: how state travels.
   const shardLog = new ShardLog({ transport: ground.transport, partitions, time, log });
-  const hints = new Hints(group, ground.generation, ground.main, time);
+  const hints = new Hints({
+    group,
+    generation: ground.generation,
+    site,
+    link: ground.main,
+    time,
+    received: ({ partition, sequence, shard, data }) => {
+      if (data === null || partitionOf(shard as ShardId, partitions) !== partition) applier.hint(partition, sequence);
+      else applier.push(partition, { sequence, shard, data });
+    },
+  });
   const publisher: Publisher = new Publisher({
     log: shardLog,
     ...(ground.payloads === undefined ? {} : { outgoing: ground.payloads.outgoing }),

@@ -4,10 +4,10 @@ import type { Service } from "../../infra/service.js";
 import type { Applier } from "../../replication/applier.js";
 import type { Progress } from "../../replication/progress.js";
 import type { Publisher } from "../../replication/publisher.js";
-import { partitionOf, type ShardId } from "../../shards/ids.js";
 import type { LeaseKeeper } from "../../shards/lease-keeper.js";
 import type { Head, ShardMap } from "../../shards/map.js";
 import type { SiteWord } from "../../shards/site-word.js";
+import { datacentersOf } from "../../shards/site-set.js";
 import type { Hints, InsideBus } from "../inside.js";
 import type { Ground } from "./ground.js";
 import type { View } from "./view.js";
@@ -43,14 +43,9 @@ export class Housekeeping implements Service {
   }
 
   async start(): Promise<void> {
-    const { ground, applier, map, hints, inside, view } = this.#o;
+    const { ground, applier, map, inside, view } = this.#o;
     const { group, site, node, main } = ground;
     await applier.start();
-    hints.subscribe(({ partition, sequence, shard, data }) => {
-      if (data === null || partitionOf(shard as ShardId, ground.partitions) !== partition)
-        applier.hint(partition, sequence);
-      else applier.push(partition, { sequence, shard, data });
-    });
     inside.start();
     main.subscribe(holdSubject(group, site, node), (message) => {
       map.adopt(unpack(message.data) as Head);
@@ -90,8 +85,9 @@ export class Housekeeping implements Service {
   }
 
   async #look(): Promise<void> {
-    const { stopped, progress, map, ground, view } = this.#o;
+    const { stopped, progress, map, ground, view, hints } = this.#o;
     while (!stopped.signal.aborted) {
+      hints.listen(datacentersOf(ground.siteSet()));
       progress.sample(map.all().flatMap((head) => (head.owner === ground.site ? [] : [head.shard])));
       await view
         .refresh()

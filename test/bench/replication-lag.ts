@@ -11,6 +11,8 @@ import {
   type Scenario,
 } from "./scenario.js";
 
+/** Until the engine has compiled what runs for each write: before that every figure is twice as large. */
+const warmUpSeconds = 40;
 /** Every so manieth write is waited for at the peers: more would load the machine with reads. */
 const sampled = 30;
 
@@ -52,7 +54,7 @@ async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions
     if (again.status === 200) plain.push(again.endedAt - again.startedAt);
   };
   tell("warming up");
-  await atRate(rate, 2, write);
+  await atRate(rate, warmUpSeconds, write);
   lags.length = plain.length = failed = 0;
   const before = await applyHistogram(bench);
   tell(`${rate} writes/s for ${seconds} s`);
