@@ -3,7 +3,7 @@ import type { Config } from "../infra/config.js";
 import { FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { LogStreams } from "../infra/nats/log-streams.js";
-import { Database } from "../infra/postgres/database.js";
+import { Database, type Client } from "../infra/postgres/database.js";
 import { systemRandom } from "../infra/random.js";
 import { batchId } from "../replication/ownership.js";
 import { encodeBatch, type BatchHeader, type EpochEnd, type OpenBody } from "../replication/record.js";
@@ -62,10 +62,12 @@ export async function newGeneration(config: Config, plan: NewGenerationPlan, log
       `${config.site} begins the new log and has to be one of its datacenters`,
       `Add it: --sites ${[config.site, ...plan.datacenters].join(",")}.`,
     );
-  const database = new Database({ url: config.databaseUrl ?? "", log, connections: 1, name: "hothot init" });
+  const database = new Database({ url: config.databaseUrl ?? "", log, connections: 2, name: "hothot init" });
+  let alone: Client | undefined;
   try {
     await databaseReady(database, systemTime, log);
     await database.migrate();
+    alone = await onlyOne(database);
     const { meta, copies } = await readCopy(database, config);
     const links = await openLinks(config, log);
     try {
@@ -101,7 +103,31 @@ export async function newGeneration(config: Config, plan: NewGenerationPlan, log
       await links.close();
     }
   } finally {
+    alone?.release(true);
     await database.close();
+  }
+}
+
+/**
+ * One at a time begins a log here: a second one would take the first one's messages for another group's. The lock ends with
+ * its connection.
+ * @throws FatalError no_new_generation while another one is at it
+ */
+async function onlyOne(database: Database): Promise<Client> {
+  const client = await database.connect();
+  const deadline = systemTime.monotonic() + patienceMs;
+  for (;;) {
+    const { rows } = await client.query<{ mine: boolean }>("SELECT pg_try_advisory_lock(7305130) AS mine");
+    if (rows[0]?.mine === true) return client;
+    if (systemTime.monotonic() > deadline) {
+      client.release(true);
+      throw new FatalError(
+        "no_new_generation",
+        "another `hothot init --new-generation` is at work in this database",
+        "Wait until it has ended, then repeat.",
+      );
+    }
+    await systemTime.sleep(200);
   }
 }
 

@@ -2,7 +2,7 @@ import { asError, FatalError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { incarnationOf, readIdentity, type Database, type Identity } from "../infra/postgres/database.js";
 import type { SiteName } from "./ids.js";
-import { close } from "./postgres-store.js";
+import { close, lockHeads } from "./postgres-store.js";
 
 export interface GroupFacts {
   readonly group: string;
@@ -119,6 +119,7 @@ export async function meetDatabase(
     if (alive.rowCount === 0) {
       // The first process of the datacenter: the log confirms anew what is owned, before it is served (rule g).
       await client.query("UPDATE meta SET run = $1", [options.run]);
+      await lockHeads(client);
       await client.query(
         "UPDATE shard_head SET confirmed = false, revision = revision + 1 WHERE confirmed AND state <> 'replica'",
       );

@@ -71,7 +71,7 @@ export class PostgresShardStore implements ShardStore, VoteStore {
     closing: number,
   ): Promise<Head[]> {
     return this.database.transaction(async (client) => {
-      await client.query("SELECT 1 FROM shard_head ORDER BY shard FOR NO KEY UPDATE");
+      await lockHeads(client);
       const known = await client.query<{ incarnation: number }>(
         "SELECT incarnation FROM site_incarnations WHERE site = $1",
         [voter.site],
@@ -222,8 +222,14 @@ export function addVote(before: Vote | undefined, epochs: Readonly<Record<string
   return { number: (before?.number ?? 0) + 1, epochs: merged };
 }
 
+/** Every head, in the order in which writers and the applier lock theirs: in any other one they would wait for each other. */
+export async function lockHeads(client: Client): Promise<void> {
+  await client.query("SELECT 1 FROM shard_head ORDER BY shard FOR NO KEY UPDATE");
+}
+
 /** Closes the datacenter: what it owns comes back only by an own open that knows this closing (rule i). */
 export async function close(client: Client, closing: number): Promise<void> {
+  await lockHeads(client);
   await client.query(
     `UPDATE shard_head SET closing = $1, fenced_through = greatest(fenced_through, epoch),
        state = CASE WHEN state = ANY($2::text[]) THEN 'suspended' ELSE state END, revision = revision + 1`,
