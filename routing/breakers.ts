@@ -3,9 +3,14 @@ import type { Logger } from "../infra/logger.js";
 import type { SiteName } from "../shards/ids.js";
 import { Breaker } from "./breaker.js";
 
+/** While nobody listens there, one request in so many milliseconds goes to see. */
+const scoutMs = 25;
+
 /** A circuit breaker for each datacenter that requests are forwarded to. */
 export class Breakers {
   readonly #breakers = new Map<SiteName, Breaker>();
+  /** Where nobody listens on any way, and when the next request may go there. */
+  readonly #absent = new Map<SiteName, number>();
 
   constructor(
     private readonly o: {
@@ -18,18 +23,31 @@ export class Breakers {
 
   /** Whether a request may go there now. Sends a probe when it is time for one. */
   allows(to: SiteName): boolean {
+    const now = this.o.time.monotonic();
+    const next = this.#absent.get(to);
+    // All that wait for a datacenter that is gone would else ask again and again, just when the others have most to do.
+    if (next !== undefined) {
+      if (now < next) return false;
+      this.#absent.set(to, now + scoutMs);
+    }
     const breaker = this.#of(to);
-    if (breaker.wantsProbe(this.o.time.monotonic())) this.#probe(to, breaker);
+    if (breaker.wantsProbe(now)) this.#probe(to, breaker);
     return breaker.allows;
   }
 
-  /** Call what comes back once, when the request is over: with true when it was answered. */
-  sent(to: SiteName): (answered: boolean) => void {
+  /** Nobody listens there, on any way: until somebody does, few requests go. */
+  absent(to: SiteName): void {
+    this.#absent.set(to, this.o.time.monotonic() + scoutMs);
+  }
+
+  /** Call what comes back once, when the request is over. One that nobody took says nothing of whoever takes them. */
+  sent(to: SiteName): (end: "answered" | "nobody" | "silent") => void {
     const breaker = this.#of(to);
     breaker.sent(this.o.time.monotonic());
-    return (answered) => {
+    return (end) => {
       breaker.done();
-      if (answered) this.#answered(to, breaker);
+      if (end === "answered") this.#absent.delete(to);
+      if (end !== "silent") this.#answered(to, breaker);
     };
   }
 

@@ -166,7 +166,7 @@ export class Router<C, R extends Confirmed> implements Service {
       }
       if (where.kind === "forward" && !this.#breakers.allows(named ?? where.to)) {
         const owner = named ?? where.to;
-        held = { code: "owner_unreachable", why: `${owner} takes requests and does not answer`, owner };
+        held = { code: "owner_unreachable", why: `${owner} can't be reached, or does not answer`, owner };
         named = undefined;
         await this.#o.changes.next(request.shard, Math.min(this.#left(request), 100));
         continue;
@@ -256,9 +256,8 @@ export class Router<C, R extends Confirmed> implements Service {
       const over = this.#breakers.sent(to);
       const sent = messenger.request(rpcSubject(this.#o.group, to), data, timeoutMs);
       sent.then(
-        () => over(true),
-        // One that nobody took says nothing of whoever takes them.
-        (error: unknown) => over(error instanceof NoResponders),
+        () => over("answered"),
+        (error: unknown) => over(error instanceof NoResponders ? "nobody" : "silent"),
       );
       try {
         return unpack(await this.#unlessMoved(request, sent, epoch)) as Answer<R>;
@@ -270,6 +269,7 @@ export class Router<C, R extends Confirmed> implements Service {
         throw new Problem("outcome_unknown", `${to} took the write and did not answer`, { owner: to });
       }
     }
+    this.#breakers.absent(to);
     throw new Problem("owner_unreachable", `${to} can't be reached`, { owner: to });
   }
 

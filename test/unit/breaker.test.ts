@@ -135,3 +135,24 @@ it("a datacenter that takes requests and never answers gets probes only, until o
   for (let ms = 0; ms < 4_100 && !breakers.allows("east"); ms += 10) await time.advance(10);
   assert.ok(breakers.allows("east"));
 });
+
+it("where nobody listens few requests go to see, until one is answered", async () => {
+  const time = new ManualTime();
+  const breakers = new Breakers({ time, log: silentLogger, probe: () => Promise.resolve() });
+  let sent = 0;
+  for (let ms = 0; ms < 1_000; ms++) {
+    await time.advance(1);
+    for (let waiting = 0; waiting < 100; waiting++)
+      if (breakers.allows("east")) {
+        const over = breakers.sent("east");
+        sent++;
+        over("nobody");
+        breakers.absent("east");
+      }
+  }
+  assert.ok(sent >= 30 && sent <= 41, `${sent} of 100,000 were sent`);
+  await time.advance(30);
+  assert.ok(breakers.allows("east"));
+  breakers.sent("east")("answered");
+  assert.ok(breakers.allows("east") && breakers.allows("east"));
+});
