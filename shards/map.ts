@@ -30,6 +30,8 @@ export interface Head {
 export class ShardMap {
   readonly #heads: (Head | undefined)[];
   readonly #listeners = new Set<(head: Head, before: Head | undefined) => void>();
+  /** How many shards each owner has. */
+  readonly #owned = new Map<SiteName, number>();
 
   constructor(readonly shards: number) {
     this.#heads = new Array<Head | undefined>(shards).fill(undefined);
@@ -47,11 +49,20 @@ export class ShardMap {
     return this.all().filter((head) => head.owner === site);
   }
 
+  /** Whoever owns a shard. */
+  owners(): SiteName[] {
+    return [...this.#owned.keys()];
+  }
+
   /** Takes the head over unless a newer one is known. */
   adopt(head: Head): boolean {
     const before = this.#heads[head.shard];
     if (before !== undefined && head.revision <= before.revision) return false;
     this.#heads[head.shard] = head;
+    if (before?.owner !== head.owner) {
+      this.#count(before?.owner, -1);
+      this.#count(head.owner, 1);
+    }
     for (const listener of this.#listeners) listener(head, before);
     return true;
   }
@@ -74,5 +85,12 @@ export class ShardMap {
   onChange(listener: (head: Head, before: Head | undefined) => void): () => void {
     this.#listeners.add(listener);
     return () => this.#listeners.delete(listener);
+  }
+
+  #count(owner: SiteName | null | undefined, by: number): void {
+    if (owner == null) return;
+    const count = (this.#owned.get(owner) ?? 0) + by;
+    if (count === 0) this.#owned.delete(owner);
+    else this.#owned.set(owner, count);
   }
 }

@@ -114,7 +114,7 @@ export class TakeoverWatch implements Service {
 
   /** Also one that has left: should a move have reached it late, its shards must not stay there. */
   #targets(set: SiteSet): ReadonlySet<SiteName> {
-    return new Set([...datacentersOf(set), ...this.#o.map.all().flatMap((head) => head.owner ?? [])]);
+    return new Set([...datacentersOf(set), ...this.#o.map.owners()]);
   }
 
   async #takeOver(set: SiteSet, target: SiteName, shards: readonly Head[]): Promise<void> {

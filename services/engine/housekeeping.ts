@@ -13,6 +13,9 @@ import type { Ground } from "./ground.js";
 import type { View } from "./view.js";
 
 const mapTickMs = 250;
+const longestTickMs = 1_000;
+/** Reading thousands of heads takes its time: it is spent for a share of the process only, this one over so much. */
+const tickShare = 20;
 
 /** Another node of the datacenter, `node`, is asked to hold a shard (rule h). */
 export const holdSubject = (group: string, site: string, node: string): string =>
@@ -88,11 +91,13 @@ export class Housekeeping implements Service {
     const { stopped, progress, map, ground, view, hints } = this.#o;
     while (!stopped.signal.aborted) {
       hints.listen(datacentersOf(ground.siteSet()));
+      const began = ground.time.monotonic();
       progress.sample(map.all().flatMap((head) => (head.owner === ground.site ? [] : [head.shard])));
       await view
         .refresh()
         .catch((error: unknown) => ground.log.debug("reading heads failed", { error: asError(error) }));
-      await ground.time.sleep(mapTickMs, stopped.signal);
+      const tookMs = ground.time.monotonic() - began;
+      await ground.time.sleep(Math.min(longestTickMs, Math.max(mapTickMs, tickShare * tookMs)), stopped.signal);
     }
   }
 }
