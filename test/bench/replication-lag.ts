@@ -10,11 +10,14 @@ import {
   type BenchResult,
   type Scenario,
 } from "./scenario.js";
+import { steady, type Steady } from "./steady.js";
+import { putBytes } from "./wire.js";
 
 /** Until the engine has compiled what runs for each write: before that every figure is twice as large. */
 const warmUpSeconds = 40;
-/** Every so manieth write is waited for at the peers: more would load the machine with reads. */
-const sampled = 30;
+const connections = 8;
+/** Milliseconds between two writes that are waited for at the peers: more would load the machine with reads. */
+const sampleMs = 200;
 
 /**
  * Two views of the same lag. `applied`: from the commit at the owner until it is committed at a peer, every batch, as the
@@ -30,38 +33,49 @@ export const replicationLag: Scenario = {
 async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions): Promise<BenchResult> {
   const { dcs } = bench.stack;
   const ids = new Map(dcs.map((dc) => [dc, bench.idsOf(dc, 200)]));
+  const targets = dcs.map((dc) => {
+    const url = new URL(bench.stack.url(dc));
+    const requests = (ids.get(dc) ?? []).map((id) => putBytes(url, `/v1/clusters/${id}`, clusterBody(id)));
+    return { url, requests };
+  });
   const lags: number[] = [];
   const plain: number[] = [];
-  let failed = 0;
-  const write = async (number: number): Promise<void> => {
+  const sample = async (number: number): Promise<void> => {
     const dc = dcs[number % dcs.length] ?? "";
-    const own = ids.get(dc) ?? [];
-    const path = `/v1/clusters/${own[Math.floor(number / dcs.length) % own.length] ?? ""}`;
+    const path = `/v1/clusters/${ids.get(dc)?.[number % 200] ?? ""}`;
     const written = await bench.client.request(dc, "PUT", path, { body: clusterBody(`lag-${number}`) });
     const position = text(written.headers["hothot-position"]);
-    if (written.status >= 300 || position === null) return void failed++;
-    if (number % sampled !== 0) return;
+    if (written.status >= 300 || position === null) throw new Error(`a write failed: ${written.text}`);
     await Promise.all(
       dcs.map(async (peer) => {
         if (peer === dc) return;
         const read = await bench.client.request(peer, "GET", path, { headers: { "hothot-min-position": position } });
-        if (read.status === 200) lags.push(read.endedAt - written.endedAt);
-        else failed++;
+        if (read.status !== 200) throw new Error(`a read failed: ${read.text}`);
+        lags.push(read.endedAt - written.endedAt);
       }),
     );
     // The same read without a wait: what of the figure above is HTTP.
     const again = await bench.client.request(dcs.find((peer) => peer !== dc) ?? "", "GET", path);
-    if (again.status === 200) plain.push(again.endedAt - again.startedAt);
+    plain.push(again.endedAt - again.startedAt);
   };
+  const write = async (length: number): Promise<readonly Steady[]> =>
+    Promise.all(
+      targets.map(({ url, requests }) =>
+        steady(url, requests, { connections, perSecond: rate / dcs.length, seconds: length }),
+      ),
+    );
   tell("warming up");
-  await atRate(rate, warmUpSeconds, write);
-  lags.length = plain.length = failed = 0;
+  await Promise.all([write(warmUpSeconds), atRate(1000 / sampleMs, warmUpSeconds, sample)]);
+  lags.length = plain.length = 0;
   const before = await applyHistogram(bench);
   tell(`${rate} writes/s for ${seconds} s`);
-  await atRate(rate, seconds, write);
-  if (failed > 0) throw new Error(`${failed} writes or reads failed`);
+  const [written] = await Promise.all([write(seconds), atRate(1000 / sampleMs, seconds, sample)]);
+  const failed = written.reduce((sum, each) => sum + each.failed, 0);
+  // Those that still wait for a connection at the end count as failed.
+  if (failed > rate) throw new Error(`${failed} writes failed`);
   const applied = since(before, await applyHistogram(bench));
   const figures = {
+    writeMs: latencyOf(written.flatMap((each) => each.latencies)),
     appliedMs: { count: applied.count, p50: applied.at(0.5), p99: applied.at(0.99) },
     lagMs: latencyOf(lags),
     plainReadMs: latencyOf(plain),
@@ -70,6 +84,7 @@ async function measure(bench: Bench, { seconds, rate = 300, tell }: BenchOptions
   return {
     rows: [
       ["", "count", "p50 ms", "p99 ms", "max ms"],
+      row("write", figures.writeMs),
       ["applied at a peer", figures.appliedMs.count, figures.appliedMs.p50, figures.appliedMs.p99, ""],
       row("readable at a peer", figures.lagMs),
       row("the read alone", figures.plainReadMs),
