@@ -1,6 +1,18 @@
 import type { Database } from "../infra/postgres/database.js";
 import { position as toPosition, type Epoch, type Position, type ShardId } from "../shards/ids.js";
-import type { Outbox, OutboxRow } from "./publisher.js";
+
+export interface OutboxRow {
+  readonly position: Position;
+  readonly record: Uint8Array;
+  /** Milliseconds since 1970. */
+  readonly committedAt: number;
+}
+
+/** Rows that were committed and may not be in the log yet. */
+export interface Outbox {
+  /** In position order, from after `after` on, of one epoch. */
+  read(shard: ShardId, epoch: Epoch, after: Position, limit: number): Promise<readonly OutboxRow[]>;
+}
 
 /** What one read may bring beyond its first row; loads are large. */
 const readBytes = 2_000_000;

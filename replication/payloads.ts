@@ -2,7 +2,7 @@ import type { Time } from "../infra/clock.js";
 import type { Random } from "../infra/random.js";
 import type { ObjectRef } from "../infra/nats/object-store.js";
 import type { Epoch, ShardId } from "../shards/ids.js";
-import type { OutboxRow } from "./publisher.js";
+import type { OutboxRow } from "./outbox.js";
 import { decodeRecord, encodeRecord, isOfType } from "./record.js";
 import type { Incoming } from "./replica-store.js";
 

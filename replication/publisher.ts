@@ -15,20 +15,9 @@ import type { Head, ShardMap } from "../shards/map.js";
 import { batchId } from "./ownership.js";
 import { encodeBatch, lastOf, type BatchHeader } from "./record.js";
 import type { ShardLog } from "./shard-log.js";
+import { fitting, outboxRows, Unpublished } from "./unpublished.js";
 import type { Committed } from "./writer.js";
-
-export interface OutboxRow {
-  readonly position: Position;
-  readonly record: Uint8Array;
-  /** Milliseconds since 1970. */
-  readonly committedAt: number;
-}
-
-/** Rows that were committed and may not be in the log yet. */
-export interface Outbox {
-  /** In position order, from after `after` on, of one epoch. */
-  read(shard: ShardId, epoch: Epoch, after: Position, limit: number): Promise<readonly OutboxRow[]>;
-}
+import type { Outbox, OutboxRow } from "./outbox.js";
 
 /** What a publisher asks before it appends records. */
 export interface PublisherLimits {
@@ -39,8 +28,7 @@ export interface PublisherLimits {
 }
 
 export interface PublisherEvents {
-  /** A message of ours is in the log: peers are told, and the own applier need not read it. */
-  /** The log holds these bytes at this sequence of the shard's partition. */
+  /** The log holds these bytes of ours at this sequence of the shard's partition: peers are told, and the own applier need not read it. */
   stored(shard: ShardId, sequence: number, header: BatchHeader, bytes: Uint8Array): void;
 }
 
@@ -65,9 +53,7 @@ interface ShardState {
   end: End | null;
   /** Last position in the log, derived from the log; null: not known yet. */
   mark: Position | null;
-  /** Committed here and not yet published, dense; may lack rows that other processes committed or that did not fit. */
-  memory: Committed[];
-  memoryBytes: number;
+  readonly unpublished: Unpublished;
   /** How often a tail below the mark was read in a row. */
   lower: number;
   running: boolean;
@@ -81,11 +67,6 @@ interface ShardState {
   readonly waiters: Set<Waiter>;
 }
 
-const batchRecords = 1000;
-const batchBytes = 400_000;
-const memoryLimit = 4_000_000;
-/** Larger ones are read from the outbox: they may be many. */
-const memoryRecord = 32_000;
 /** A tail below the mark is believed after so many looks, this far apart. */
 const lowerTries = 40;
 const lowerPauseMs = 50;
@@ -160,14 +141,7 @@ export class Publisher {
       if (record.epoch > state.epoch) this.#enter(state, record.epoch);
       state.newest = { position: record.position, at: record.at };
       state.oldest ??= state.newest;
-      if (
-        this.#active &&
-        record.record.length <= memoryRecord &&
-        state.memoryBytes + record.record.length <= memoryLimit
-      ) {
-        state.memory.push(record);
-        state.memoryBytes += record.record.length;
-      }
+      if (this.#active) state.unpublished.add(record);
       touched.add(record.shard);
     }
     for (const shard of touched) this.#start(shard);
@@ -195,8 +169,7 @@ export class Publisher {
         } while (state.again && !this.#stop.signal.aborted);
       } catch (error) {
         this.#logger.error("publishing failed", { shard, error: asError(error) });
-        state.memory = [];
-        state.memoryBytes = 0;
+        state.unpublished.clear();
         this.#time.after(500, () => this.wake(shard));
       } finally {
         state.running = false;
@@ -361,37 +334,15 @@ export class Publisher {
 
   async #next(shard: ShardId, state: ShardState): Promise<readonly OutboxRow[]> {
     const mark = state.mark ?? toPosition(0);
-    while (state.memory[0] !== undefined && state.memory[0].position <= mark) this.#shift(state);
-    if (state.memory[0]?.position === mark + 1) {
-      const rows: OutboxRow[] = [];
-      let bytes = 0;
-      const wall = this.#time.wall();
-      const now = this.#time.monotonic();
-      let next = mark + 1;
-      for (const record of state.memory) {
-        if (
-          record.position !== next ||
-          rows.length >= batchRecords ||
-          (rows.length > 0 && bytes + record.record.length > batchBytes)
-        )
-          break;
-        rows.push({ position: record.position, record: record.record, committedAt: wall - (now - record.at) });
-        bytes += record.record.length;
-        next++;
-      }
-      return rows;
-    }
+    const known = state.unpublished.next(mark, this.#time);
+    if (known.length > 0) return known;
     // After the last own commit there is nothing more, unless another process has said so: no look for each batch.
     if (!state.look && (state.newest === null || state.newest.position <= mark)) return [];
     state.look = false;
-    const rows = bounded(await this.#outbox.read(shard, state.epoch, mark, batchRecords), mark);
+    const found = await this.#outbox.read(shard, state.epoch, mark, outboxRows);
+    const rows = fitting(found, (row) => row, mark);
     if (rows.length > 0) state.look = true;
     return rows;
-  }
-
-  #shift(state: ShardState): void {
-    const gone = state.memory.shift();
-    if (gone !== undefined) state.memoryBytes -= gone.record.length;
   }
 
   #advance(state: ShardState, mark: Position, shard: ShardId): void {
@@ -406,7 +357,7 @@ export class Publisher {
       });
     state.mark = mark;
     if (state.oldest !== null && state.oldest.position <= mark) {
-      const next = state.memory.find((record) => record.position > mark);
+      const next = state.unpublished.after(mark);
       const newest = state.newest !== null && state.newest.position > mark ? state.newest : null;
       state.oldest = next === undefined ? newest : { position: next.position, at: next.at };
     }
@@ -419,8 +370,7 @@ export class Publisher {
     if (epoch < state.epoch) state.look = true;
     state.epoch = epoch;
     state.mark = null;
-    state.memory = [];
-    state.memoryBytes = 0;
+    state.unpublished.clear();
     state.oldest = null;
     state.newest = null;
   }
@@ -431,8 +381,7 @@ export class Publisher {
       state = {
         epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch,
         mark: null,
-        memory: [],
-        memoryBytes: 0,
+        unpublished: new Unpublished(),
         lower: 0,
         running: false,
         again: false,
@@ -446,17 +395,4 @@ export class Publisher {
     }
     return state;
   }
-}
-
-/** Rows from the database: dense, and not more than one message takes. */
-function bounded(rows: readonly OutboxRow[], mark: Position): OutboxRow[] {
-  const out: OutboxRow[] = [];
-  let bytes = 0;
-  for (const row of rows) {
-    if (row.position !== mark + 1 + out.length) break;
-    if (out.length > 0 && bytes + row.record.length > batchBytes) break;
-    bytes += row.record.length;
-    out.push(row);
-  }
-  return out;
 }

@@ -179,7 +179,7 @@ export class GroupView {
   }
 }
 
-/** `owned`, `moving` or `unowned`, as anybody in the group would say of the shard. */
+/** `owned`, `moving` or `unowned`: what a shard's state comes to for who wants to use it. */
 export function shownState(state: string): string {
   return state === "moving" ? "moving" : state === "none" || state === "suspended" ? "unowned" : "owned";
 }

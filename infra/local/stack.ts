@@ -1,10 +1,8 @@
-import { execFile } from "node:child_process";
 import { existsSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { promisify } from "node:util";
 import { FatalError } from "../errors.js";
-import { mainProgram } from "./checkout.js";
-import { nodeEnvironment, requireMainProgram } from "./hothot-node.js";
+import { createLog } from "./create-log.js";
+import { requireMainProgram } from "./hothot-node.js";
 import { Links, type LinkState } from "./links.js";
 import { holdPort, PortPlan, requireFree } from "./ports.js";
 import { forgetServer } from "./nats-members.js";
@@ -317,7 +315,7 @@ export class LocalStack {
     await allOf(sites.map((site) => site.startServers()));
     if (!this.#file.initialised) {
       say("creating the group's log ...");
-      await this.#initialise();
+      await createLog(this.#file, this.datacenters, this.dir);
       this.#file = { ...this.#file, initialised: true };
       writeStackFile(this.dir, this.#file);
     }
@@ -327,40 +325,6 @@ export class LocalStack {
     // A witness serves nobody, so all that shows is that it goes on.
     for (const node of sites.flatMap((site) => site.nodes))
       if (node.process() === undefined) throw node.failure("ended");
-  }
-
-  async #initialise(): Promise<void> {
-    const { shards, partitions, sites, primary } = this.#file;
-    const first = primary === undefined ? this.datacenters[0] : this.site(primary);
-    if (first === undefined) return;
-    const names = sites.filter((site) => site.kind === "datacenter").map((site) => site.name);
-    const witness = sites.find((site) => site.kind === "witness")?.name;
-    const args = [
-      "init",
-      "--sites",
-      names.join(","),
-      ...(witness === undefined ? [] : ["--witness", witness]),
-      ...(primary === undefined ? ["--shards", String(shards)] : ["--new-generation"]),
-    ];
-    if (partitions !== null && primary === undefined) args.push("--partitions", String(partitions));
-    try {
-      const run = promisify(execFile)(process.execPath, ["--enable-source-maps", mainProgram, ...args], {
-        cwd: "/",
-        env: nodeEnvironment(first.settings(1)),
-        timeout: 120_000,
-      });
-      run.child.stdin?.end();
-      await run;
-    } catch (error) {
-      const { stdout = "", stderr = "" } = error as { stdout?: string; stderr?: string };
-      const said = `${stdout}${stderr}`.trimEnd().split("\n").slice(-8).join("\n");
-      throw new FatalError(
-        "init_failed",
-        `The group's log could not be created:\n${said}`,
-        `See ${path.join(this.dir, "*", "nats.log")}; \`hothot up\` tries again.`,
-        error,
-      );
-    }
   }
 
   /** One command at a time starts or stops parts of a stack; a bound port says so, which no crash leaves behind. */

@@ -1,4 +1,4 @@
-import type { LocalStack } from "../../infra/local/stack.js";
+import { LocalStack } from "../../infra/local/stack.js";
 import { Failure } from "./failure.js";
 import type { Session } from "./session.js";
 
@@ -20,8 +20,10 @@ export async function breakGlass(
   stack: LocalStack,
   options: { readonly dc: string; readonly to?: string },
 ): Promise<number> {
+  const { sites, file } = stack;
+  if (!file.initialised && file.primary !== undefined && file.left?.some((site) => site.name === options.dc) === true)
+    return goOn(session, stack, file.primary);
   stack.site(options.dc);
-  const { sites } = stack;
   const stay = sites.filter(works);
   const primary = options.to ?? stay.find((site) => site.entry.kind === "datacenter")?.name;
   if (primary === undefined || !stay.some((site) => site.name === primary && site.entry.kind === "datacenter"))
@@ -30,7 +32,7 @@ export async function breakGlass(
     });
   const left = sites.filter((site) => !stay.includes(site)).map((site) => site.name);
   const generation = (stack.file.generation ?? 1) + 1;
-  const plan = { action: "new_generation", generation, primary, sites: stay.map((site) => site.name), left };
+  const plan: Plan = { action: "new_generation", generation, primary, sites: stay.map((site) => site.name), left };
   const consequence = `log generation ${generation} begins with the copy of ${primary}, which then owns every shard; ${left.join(" and ")} must stay off: what was acknowledged there and is not in this copy becomes divergent when it comes back (\`hothot dc add\`)`;
   if (session.dryRun) {
     session.show({ ...plan, consequence }, consequence);
@@ -38,6 +40,33 @@ export async function breakGlass(
   }
   session.say(consequence);
   await stack.beginGeneration(primary, plan.sites, (text) => session.say(text));
+  return done(session, plan);
+}
+
+interface Plan {
+  readonly action: "new_generation";
+  readonly generation: number;
+  readonly primary: string;
+  readonly sites: readonly string[];
+  readonly left: readonly string[];
+}
+
+/** The generation was begun before, and that was interrupted. */
+async function goOn(session: Session, stack: LocalStack, primary: string): Promise<number> {
+  const { generation = 1, sites, left = [] } = stack.file;
+  const names = (entries: readonly { readonly name: string }[]): string[] => entries.map((entry) => entry.name);
+  const plan: Plan = { action: "new_generation", generation, primary, sites: names(sites), left: names(left) };
+  if (session.dryRun) {
+    const consequence = `log generation ${generation} was begun with the copy of ${primary}, and is brought to its end`;
+    session.show({ ...plan, consequence }, consequence);
+    return 0;
+  }
+  await LocalStack.up(stack.dir, {}, (text) => session.say(text));
+  return done(session, plan);
+}
+
+function done(session: Session, plan: Plan): number {
+  const { primary, generation, left } = plan;
   session.show(plan, `${primary} owns every shard in log generation ${generation}; left: ${left.join(", ")}`);
   return 0;
 }

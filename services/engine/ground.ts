@@ -7,7 +7,7 @@ import type { Tracing } from "../../infra/tracing.js";
 import type { RestoreStore } from "../../replication/restore-store.js";
 import type { OwnerStore } from "../../replication/owner-store.js";
 import type { Payloads } from "../../replication/payloads.js";
-import type { Outbox } from "../../replication/publisher.js";
+import type { Outbox } from "../../replication/outbox.js";
 import type { EpochEnd } from "../../replication/record.js";
 import type { Applied, Incoming, ReplicaStore } from "../../replication/replica-store.js";
 import type { LogTransport } from "../../replication/shard-log.js";

@@ -189,8 +189,12 @@ export async function freshStackFolder(
   return { dir: freshFolder("stack"), portBase: ports.base, release };
 }
 
-/** Runs the command-line program as a user does. */
-export function runCli(args: readonly string[], env: Readonly<Record<string, string>> = {}): Promise<CliResult> {
+/** Runs the command-line program as a user does; with `killAt` it gets a SIGKILL as soon as it says that. */
+export function runCli(
+  args: readonly string[],
+  env: Readonly<Record<string, string>> = {},
+  killAt?: RegExp,
+): Promise<CliResult> {
   return new Promise((resolve, reject) => {
     const clean = Object.fromEntries(
       Object.entries(process.env).filter(([name]) => !name.startsWith("HOTHOT_") && name !== "NODE_TEST_CONTEXT"),
@@ -203,9 +207,15 @@ export function runCli(args: readonly string[], env: Readonly<Record<string, str
     let stdout = "";
     let stderr = "";
     child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));
-    child.stderr.setEncoding("utf8").on("data", (text: string) => (stderr += text));
+    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+      stderr += text;
+      if (killAt?.test(stderr) === true) child.kill("SIGKILL");
+    });
     child.once("error", reject);
-    child.once("close", (code) => resolve({ code: code ?? -1, stdout, stderr }));
+    // What it started may go on behind it, and hold its output open.
+    child.once(killAt === undefined ? "close" : "exit", (code: number | null) =>
+      resolve({ code: code ?? -1, stdout, stderr }),
+    );
   });
 }
 

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { after as afterAll, before, describe, it } from "node:test";
 import { endProcess } from "../../infra/local/processes.js";
-import { startStack, type TestStack } from "../harness/stack.js";
+import { runCli, startStack, type TestStack } from "../harness/stack.js";
 import { allEqual, at, body, idsOf, problem, send, settleMs, shardMap, type Answered, type Json } from "./support.js";
 
 describe("one of two datacenters is gone for good", { timeout: 240_000 }, () => {
@@ -63,9 +63,14 @@ describe("one of two datacenters is gone for good", { timeout: 240_000 }, () => 
     assert.match(String(plan["consequence"]), /b must stay off/);
   });
 
-  it("a forced takeover begins a new log with the survivor's copy: it owns all, and restarts the jobs", async () => {
+  it("a forced takeover begins a new log with the survivor's copy, also when it is killed and repeated: it owns all, and restarts the jobs", async () => {
+    // What it has started goes on behind it.
+    const force = ["takeover", "--dc", "b", "--force", "--dir", stack.dir];
+    const killed = await runCli(force, {}, /creating the group's log/);
+    assert.equal(killed.code, -1, killed.stderr);
     const forced = await stack.cli("takeover", "--dc", "b", "--force", "--json");
     assert.equal(forced.code, 0, forced.stderr);
+    assert.deepEqual((JSON.parse(forced.stdout) as Json)["left"], ["b"]);
     const map = await stack.until(
       async () => {
         const found = await shardMap(stack, "a");

@@ -7,9 +7,8 @@ import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
 import type { FullHead } from "../../replication/heads.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
-import { PostgresOutbox } from "../../replication/outbox.js";
+import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
 import { PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
-import type { Outbox } from "../../replication/publisher.js";
 import { decodeBatch, encodeBatch, encodeRecord, type BatchHeader, type OpenBody } from "../../replication/record.js";
 import {
   NeedsRecords,

@@ -4,7 +4,7 @@ import { addVote } from "../../shards/postgres-store.js";
 import { transition } from "../../shards/states.js";
 import type { ShardStore, Vote, VoteStore } from "../../shards/store.js";
 import type { FullHead } from "../../replication/heads.js";
-import type { Outbox } from "../../replication/publisher.js";
+import type { Outbox } from "../../replication/outbox.js";
 import { closeTables, type MemoryDatabase, type Tables } from "./database.js";
 import type { Process } from "./scheduler.js";
 
