@@ -3,6 +3,7 @@ import { until } from "../../services/demo/group.js";
 import { Probe } from "../../services/demo/probe.js";
 import { Sender } from "../../services/demo/sender.js";
 import { median } from "./figures.js";
+import { whyLedByOwners } from "./placement.js";
 import { clusterBody, onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 
 const clients = 16;
@@ -27,7 +28,7 @@ async function measure(bench: Bench, { runs: count, tell }: BenchOptions): Promi
   const runs: Run[] = [];
   for (let number = 1; number <= count; number++) {
     const dc = stack.dcs[(number - 1) % stack.dcs.length] ?? "";
-    const run = { dc, ...(await oneRun(bench, dc, number)) };
+    const run = { dc, ...(await oneRun(bench, dc, number, tell)) };
     runs.push(run);
     tell(`run ${number}: ${dc}: ${run.errors} errors in ${run.writes} writes, the slowest ${run.worstMs} ms`);
     await stack.simulate("restart", dc);
@@ -49,7 +50,16 @@ async function measure(bench: Bench, { runs: count, tell }: BenchOptions): Promi
 }
 
 /** The clients write by way of the survivors, one write after the other, until each shard has an owner again. */
-async function oneRun({ stack, client, group }: Bench, dying: string, run: number): Promise<Omit<Run, "dc">> {
+async function oneRun(
+  bench: Bench,
+  dying: string,
+  run: number,
+  tell: (line: string) => void,
+): Promise<Omit<Run, "dc">> {
+  const { stack, client, group } = bench;
+  // After the kill before, the logs may be led by owners for some seconds: their death would wait for an election.
+  const { why } = await until(60_000, () => whyLedByOwners(bench));
+  if (why !== null) throw new Error(why);
   const owners = await group.owners(stack.dcs[0] ?? "");
   if (owners === null) throw new Error("not every shard has an owner");
   const shards = [...owners].filter(([, owner]) => owner === dying).map(([shard]) => shard);
@@ -70,7 +80,10 @@ async function oneRun({ stack, client, group }: Bench, dying: string, run: numbe
         timeoutMs,
       });
       writes++;
-      if (answer.status !== 200 && answer.status !== 201) errors++;
+      if (answer.status !== 200 && answer.status !== 201) {
+        errors++;
+        tell(`${answer.status} ${answer.text}`);
+      }
       worstMs = Math.max(worstMs, Math.round(performance.now() - began));
     }
   });
