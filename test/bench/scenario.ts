@@ -6,7 +6,9 @@ import { Database } from "../../infra/postgres/database.js";
 import { Client } from "../../services/demo/client.js";
 import { Group, until } from "../../services/demo/group.js";
 import { shardOf } from "../../shards/ids.js";
-import { startStack, type TestStack, type TestStackOptions } from "../harness/stack.js";
+import { runCli, startStack, type TestStack, type TestStackOptions } from "../harness/stack.js";
+
+const importMs = 1_800_000;
 
 export interface BenchOptions {
   /** Length of each measurement, seconds. */
@@ -90,6 +92,12 @@ export async function onStack<T>(
     client.close();
     await stack.stop();
   }
+}
+
+/** `clusters import` of a file that may be large. */
+export async function importRows(stack: TestStack, file: string): Promise<void> {
+  const { code, stderr } = await runCli(["clusters", "import", file, "--dir", stack.dir], {}, undefined, importMs);
+  if (code !== 0) throw new Error(`the import failed: ${stderr.slice(-500)}`);
 }
 
 async function logBytes(stack: TestStack): Promise<number> {

@@ -5,7 +5,7 @@ import path from "node:path";
 import { finished } from "node:stream/promises";
 import { shardOf } from "../../shards/ids.js";
 import { rounded } from "./figures.js";
-import { onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
+import { importRows, onStack, type Bench, type BenchOptions, type BenchResult, type Scenario } from "./scenario.js";
 
 const usualMb = 200;
 const rowBytes = 10_000;
@@ -27,9 +27,8 @@ async function measure(bench: Bench, { mb = usualMb, tell }: BenchOptions): Prom
   const file = path.join(stack.dir, "rows.ndjson");
   await writeRows(file, shard, rows);
   tell(`loading ${rows} rows of ${rowBytes} bytes into shard ${shard}`);
-  const loaded = await stack.cli("clusters", "import", file);
+  await importRows(stack, file);
   rmSync(file);
-  if (loaded.code !== 0) throw new Error(`the import failed: ${loaded.stderr.slice(-500)}`);
   const count = async (dc: string): Promise<number> =>
     Number((await bench.query(dc, `SELECT count(*)::int AS n FROM clusters WHERE shard = ${shard}`))[0]?.["n"]);
   await until(

@@ -194,6 +194,7 @@ export function runCli(
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},
   killAt?: RegExp,
+  timeoutMs = cliMs,
 ): Promise<CliResult> {
   return new Promise((resolve, reject) => {
     const clean = Object.fromEntries(
@@ -202,7 +203,7 @@ export function runCli(
     const child = spawn(process.execPath, [path.join(checkout, "infra/local/hothot.mjs"), ...args], {
       stdio: ["ignore", "pipe", "pipe"],
       env: { ...clean, ...env },
-      timeout: cliMs,
+      timeout: timeoutMs,
     });
     let stdout = "";
     let stderr = "";
