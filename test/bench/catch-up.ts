@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import path from "node:path";
 import { promisify } from "node:util";
 import { checkout } from "../../infra/local/checkout.js";
+import { treeOf } from "../../infra/local/processes.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { startStack, type TestStack } from "../harness/stack.js";
@@ -19,6 +20,14 @@ const patienceMs = 120_000;
 
 /** The core of those who stay and of the bench, and the one of who returns: a datacenter has machines of its own. */
 const [stays, returns] = ["0", "1"];
+
+/** From now on the bench and these datacenters run on these cores. */
+async function pin(stack: TestStack, dcs: readonly string[], cores: string): Promise<void> {
+  const trees = dcs.flatMap((dc) => stack.stack.site(dc).processes().flatMap(treeOf));
+  for (const pid of [process.pid, ...trees])
+    // One of PostgreSQL's may have ended meanwhile.
+    await promisify(execFile)("taskset", ["-acp", cores, String(pid)]).catch(() => undefined);
+}
 
 async function restartApart(stack: TestStack, dc: string): Promise<void> {
   const hothot = path.join(checkout, "infra/local/hothot.mjs");
@@ -150,7 +159,6 @@ async function measure(
   env: Readonly<Record<string, string>>,
 ): Promise<Found> {
   tell("starting three datacenters");
-  await promisify(execFile)("taskset", ["-acp", stays, String(process.pid)]);
   const stack = await startStack({ worker: false, env: { ...env, HOTHOT_AUTOMATIC_FAILBACK: "false" } });
   try {
     const url = new URL(stack.url("east"));
@@ -172,6 +180,7 @@ async function measure(
     } while (missed < rows);
     const livePerSecond = missed / ((performance.now() - began) / 1000);
     if (env["HOTHOT_LOG_RETENTION_MS"] !== undefined) await new Promise((resolve) => setTimeout(resolve, 8_000));
+    await pin(stack, ["east", "central"], stays);
     const pace = { connections: 16, perSecond: rate };
     const calm = await steady(url, requests, { ...pace, seconds: 10 });
     const returned = new AbortController();
@@ -190,6 +199,7 @@ async function measure(
       await during;
     }
   } finally {
+    await pin(stack, [], `${stays},${returns}`);
     await stack.stop();
   }
 }
