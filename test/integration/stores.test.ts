@@ -2,13 +2,14 @@ import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
 import { systemTime } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
+import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
 import type { FullHead } from "../../replication/heads.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
-import { PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
+import { lockOwned, PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
 import { decodeBatch, encodeBatch, encodeRecord, type BatchHeader, type OpenBody } from "../../replication/record.js";
 import {
   NeedsRecords,
@@ -21,7 +22,7 @@ import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
-import { PostgresShardStore } from "../../shards/postgres-store.js";
+import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
 import { MemoryDatabase } from "../simulation/database.js";
@@ -593,5 +594,36 @@ test("a transaction that stands still gives its locks back", async () => {
   } finally {
     await stuck.end(new Error("stood still")).catch(() => undefined);
     await side.close();
+  }
+});
+
+test("a datacenter is closed beside a writer that locks one shard after the other", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 10_000 };
+  const database = new Database({ ...options, connections: 3, name: "test" });
+  const [first = shardId(0), second = shardId(1)] = shards;
+  try {
+    await database.migrate();
+    for (const shard of [second, first])
+      // The first one lies behind the second: whoever takes them as they lie takes them the other way round.
+      await database.pool.query("INSERT INTO shard_head (shard, partition, revision) VALUES ($1, 0, 0)", [shard]);
+    let closed: Promise<void> = Promise.resolve();
+    await database.transaction(async (writer) => {
+      await lockOwned(writer, [first]);
+      closed = database.transaction((client) => close(client, 7));
+      closed.catch(() => undefined);
+      const waits = async (): Promise<boolean | undefined> =>
+        (
+          await database.pool.query(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+          )
+        ).rowCount === 1 || undefined;
+      assert.ok(await until(waits, 5_000), "the closing waits for the writer");
+      await lockOwned(writer, [second]);
+    });
+    await closed;
+    const { rows } = await database.pool.query("SELECT DISTINCT closing FROM shard_head");
+    assert.deepEqual(rows, [{ closing: 7 }]);
+  } finally {
+    await database.close();
   }
 });
