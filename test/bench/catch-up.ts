@@ -12,7 +12,7 @@ import { steady } from "./steady.js";
 import { hammer, putBytes } from "./wire.js";
 import { shardOf } from "../../shards/ids.js";
 
-const connections = 4;
+const connections = 32;
 /** Writes per second while it is measured what a return does to those who write; two datacenters do them on one core. */
 const usualRate = 60;
 const sampleMs = 100;
@@ -188,6 +188,7 @@ async function measure(
     try {
       const [found] = await Promise.all([follow(stack, before), restartApart(stack, "west")]);
       returned.abort();
+      tell(`${found.missed} records were missed; ${found.perSecond} a second were applied`);
       return {
         ...found,
         livePerSecond: rounded(livePerSecond, 0),
