@@ -13,9 +13,9 @@ import type { Ground } from "./ground.js";
 import type { View } from "./view.js";
 
 const mapTickMs = 250;
-const longestTickMs = 1_000;
-/** Reading thousands of heads takes its time: it is spent for a share of the process only, this one over so much. */
-const tickShare = 20;
+/** Between two reads of all heads there are so many times what one takes, for there may be thousands; but never more than this. */
+const readShare = 20;
+const longestReadMs = 1_000;
 
 /** Another node of the datacenter, `node`, is asked to hold a shard (rule h). */
 export const holdSubject = (group: string, site: string, node: string): string =>
@@ -89,15 +89,20 @@ export class Housekeeping implements Service {
 
   async #look(): Promise<void> {
     const { stopped, progress, map, ground, view, hints } = this.#o;
+    let due = -Infinity;
     while (!stopped.signal.aborted) {
       hints.listen(datacentersOf(ground.siteSet()));
-      const began = ground.time.monotonic();
+      // Each time: lag in milliseconds is as exact as these samples are close.
       progress.sample(map.all().flatMap((head) => (head.owner === ground.site ? [] : [head.shard])));
-      await view
-        .refresh()
-        .catch((error: unknown) => ground.log.debug("reading heads failed", { error: asError(error) }));
-      const tookMs = ground.time.monotonic() - began;
-      await ground.time.sleep(Math.min(longestTickMs, Math.max(mapTickMs, tickShare * tookMs)), stopped.signal);
+      const began = ground.time.monotonic();
+      if (began >= due) {
+        await view
+          .refresh()
+          .catch((error: unknown) => ground.log.debug("reading heads failed", { error: asError(error) }));
+        const now = ground.time.monotonic();
+        due = now + Math.min(longestReadMs, readShare * (now - began));
+      }
+      await ground.time.sleep(mapTickMs, stopped.signal);
     }
   }
 }
