@@ -132,19 +132,15 @@ export async function voidCopies(client: Client, shard: ShardId, ended: Epoch, l
   if (rows.length > 0) await resetDigest(client, shard);
 }
 
-/** As `voidCopies`, for the epochs of many shards: usually nothing of them is being restored. */
-export async function voidCopiesOf(
-  client: Client,
-  ends: readonly { readonly shard: ShardId; readonly ended: Epoch; readonly last: Position }[],
-): Promise<void> {
-  if (ends.length === 0) return;
-  const { rows } = await client.query<{ shard: number }>({
+/** Of these shards, those of which something is being restored: usually none. */
+export async function restoringOf(client: Client, shards: readonly ShardId[]): Promise<Set<ShardId>> {
+  if (shards.length === 0) return new Set();
+  const { rows } = await client.query<{ shard: ShardId }>({
     name: "restoring_shards",
     text: "SELECT DISTINCT shard FROM restores WHERE shard = ANY($1::int[])",
-    values: [ends.map(({ shard }) => shard)],
+    values: [shards],
   });
-  const restoring = new Set(rows.map(({ shard }) => shard));
-  for (const { shard, ended, last } of ends) if (restoring.has(shard)) await voidCopies(client, shard, ended, last);
+  return new Set(rows.map(({ shard }) => shard));
 }
 
 async function remove(

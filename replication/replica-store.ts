@@ -1,4 +1,4 @@
-import type { Client, Database } from "../infra/postgres/database.js";
+import type { Client, Database, Send } from "../infra/postgres/database.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import {
@@ -9,13 +9,13 @@ import {
   type ShardId,
   type SiteName,
 } from "../shards/ids.js";
-import { setAside, voidCopiesOf } from "./divergence.js";
-import { dropCarried, takeCarried } from "./carried.js";
+import { restoringOf, setAside, voidCopies } from "./divergence.js";
+import { dropCarried, readCarried, takeCarried } from "./carried.js";
 import { insertHistory, type HistoryRow } from "./history.js";
 import { applyFast } from "./fast-apply.js";
 import { fold } from "./fold.js";
 import { lockHeads, readDigests, storeHeads, storePositions, type FullHead } from "./heads.js";
-import { decodeRecord, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
+import { decodeRecord, isOfType, UnreadableRecord, type Batch, type BatchHeader, type OpenBody } from "./record.js";
 import { RowSet } from "./row-set.js";
 
 /** A message of a partition, as the applier hands it on. */
@@ -105,8 +105,10 @@ export class PostgresReplicaStore implements ReplicaStore {
   /** Heads as the last transaction left them; only ever a guess that the next statement checks. */
   readonly #heads = new Map<ShardId, FullHead>();
 
+  /** `piped`: the same database by pipelined connections. */
   constructor(
     private readonly database: Database,
+    private readonly piped: Database,
     private readonly site: SiteName,
     log: Logger,
   ) {
@@ -130,13 +132,27 @@ export class PostgresReplicaStore implements ReplicaStore {
   async #applyWhole(stretches: readonly Stretch[]): Promise<Applied> {
     // What is known of other shards stays: forgotten, their next records would take this way, too, and so on for ever.
     for (const { messages } of stretches) for (const { shard } of messages) this.#heads.delete(shard);
-    const applied = await this.database.transaction((client) => this.#apply(client, stretches));
+    // A COPY shares its connection with no statement that was sent before it.
+    const loads = stretches.some(({ messages }) =>
+      messages.some(({ batch }) => batch?.records.some((bytes) => isOfType(bytes, "cluster.load"))),
+    );
+    const { finish } = await (loads ? this.database : this.piped).pipelined((client, send) =>
+      this.#apply(client, send, stretches),
+    );
+    const applied = await finish();
     for (const head of applied.heads) this.#heads.set(head.shard, head);
     return applied;
   }
 
-  async #apply(client: Client, stretches: readonly Stretch[]): Promise<Applied> {
-    const moved = await client.query({
+  /** Two round trips as a rule: what is read first is asked for at once, and what is written leaves together with the COMMIT. */
+  async #apply(
+    client: Client,
+    send: Send,
+    stretches: readonly Stretch[],
+  ): Promise<{ readonly finish: () => Promise<Applied> }> {
+    const messages = stretches.flatMap((stretch) => stretch.messages);
+    const openings = messages.flatMap(({ header, shard }) => (header?.kind === "open" ? [{ ...header, shard }] : []));
+    const advance = client.query({
       name: "advance_progress",
       text: `UPDATE partition_progress p SET sequence = v.through FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS v(partition, since, through)
         WHERE p.partition = v.partition AND p.sequence = v.since`,
@@ -146,24 +162,35 @@ export class PostgresReplicaStore implements ReplicaStore {
         stretches.map((s) => s.messages.at(-1)?.sequence ?? s.from),
       ],
     });
+    // The reads lie behind the locks: nobody else changes what they find.
+    const [moved, heads, restoring, carried] = await Promise.all([
+      advance,
+      lockHeads(client, [...new Set(messages.map((m) => m.shard))]),
+      restoringOf(
+        client,
+        openings.map(({ shard }) => shard),
+      ),
+      readCarried(
+        client,
+        openings.filter(({ owner }) => owner === this.site),
+      ),
+    ]);
     if (moved.rowCount !== stretches.length) throw new Overtaken();
     for (const { from, messages } of stretches)
       if (messages.some((message, index) => message.sequence !== from + 1 + index))
         throw new Error("a stretch of the log has a gap");
-    const messages = stretches.flatMap((stretch) => stretch.messages);
-    const heads = await lockHeads(client, [...new Set(messages.map((m) => m.shard))]);
     const full = new Set<ShardId>();
     const advanced = new Set<ShardId>();
     const adoptions: Adoption[] = [];
     const stopped: FullHead[] = [];
     const unread: [ShardId, number][] = [];
     const committedAt = new Map<ShardId, number>();
-    const differs: Differing[] = [];
+    const compared: Promise<readonly Differing[]>[] = [];
     const jobs: Applied["jobs"][number][] = [];
     const requests: Applied["requests"] & unknown[] = [];
     let rows = new RowSet();
     const write = async (): Promise<void> => {
-      await rows.write(client);
+      await rows.write(client, send);
       for (const job of rows.jobs.values()) jobs.push({ id: job.id, status: job.status, shard: job.shard });
       requests.push(...rows.requests);
       rows = new RowSet();
@@ -174,13 +201,16 @@ export class PostgresReplicaStore implements ReplicaStore {
       await write();
       const all = [...opens.values()];
       opens.clear();
-      await voidCopiesOf(client, all);
-      const tenures = await takeCarried(
+      for (const { shard, ended, last } of all) if (restoring.has(shard)) await voidCopies(client, shard, ended, last);
+      const tenures = takeCarried(
         client,
-        all.filter((each) => each.planned),
+        send,
+        carried.filter((part) =>
+          all.some((each) => each.planned && each.shard === part.shard && each.epoch === part.epoch),
+        ),
       );
-      await dropCarried(client, all);
-      await insertHistory(client, all);
+      send(dropCarried(client, all));
+      send(insertHistory(client, all));
       for (const { shard, before, open, divergent } of all) {
         const opened = heads.get(shard);
         if (opened === undefined) continue;
@@ -235,9 +265,10 @@ export class PostgresReplicaStore implements ReplicaStore {
               const position = toPosition(head.position + 1 + index);
               if (record.type === "digest" && record.digest !== undefined) {
                 await write();
-                const found = await digestHere(client, head.shard, record.digest, step.head.epoch, position);
-                if (found !== null && found !== record.digest)
-                  differs.push({ shard: head.shard, epoch: step.head.epoch, position, logged: record.digest, found });
+                const place = { shard: head.shard, epoch: step.head.epoch, position, logged: record.digest };
+                const comparison = compareDigest(client, place);
+                send(comparison);
+                compared.push(comparison);
               }
               rows.add(record, head.shard, step.head.epoch, position);
             }
@@ -257,6 +288,7 @@ export class PostgresReplicaStore implements ReplicaStore {
           let divergent = 0;
           if (step.divergentAbove !== null) {
             await adopt();
+            restoring.add(head.shard);
             await client.query("SAVEPOINT divergence");
             try {
               divergent = await setAside(client, this.site, head, step.divergentAbove);
@@ -305,44 +337,47 @@ export class PostgresReplicaStore implements ReplicaStore {
       }
     }
     await adopt();
-    await storeHeads(
-      client,
-      [...full].flatMap((shard) => heads.get(shard) ?? []),
+    send(
+      storeHeads(
+        client,
+        [...full].flatMap((shard) => heads.get(shard) ?? []),
+      ),
     );
     for (const [shard, sequence] of unread)
-      await client.query("UPDATE shard_head SET unread = $2 WHERE shard = $1", [shard, sequence]);
-    await storePositions(
-      client,
-      [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),
+      send(client.query("UPDATE shard_head SET unread = $2 WHERE shard = $1", [shard, sequence]));
+    send(
+      storePositions(
+        client,
+        [...advanced].filter((shard) => !full.has(shard)).flatMap((shard) => heads.get(shard) ?? []),
+      ),
     );
-    const digests = await readDigests(client, [...heads.keys()]);
-    for (const [shard, head] of heads) heads.set(shard, { ...head, digest: digests.get(shard) ?? 0 });
-    return {
-      heads: [...heads.values()],
-      adoptions,
-      stopped,
-      committedAt,
-      requests,
-      differs,
-      jobs,
+    const digests = readDigests(client, [...heads.keys()]);
+    send(digests);
+    const finish = async (): Promise<Applied> => {
+      const found = await digests;
+      return {
+        heads: [...heads].map(([shard, head]) => ({ ...head, digest: found.get(shard) ?? 0 })),
+        adoptions,
+        stopped,
+        committedAt,
+        requests,
+        differs: (await Promise.all(compared)).flat(),
+        jobs,
+      };
     };
+    return { finish };
   }
 }
 
-/** The shard's digest in this transaction, compared with the logged one; null while its rows are being restored. */
-async function digestHere(
-  client: Client,
-  shard: ShardId,
-  logged: number,
-  epoch: Epoch,
-  position: Position,
-): Promise<number | null> {
+/** Compares the shard's digest in this transaction with the logged one; not while its rows are being restored. */
+async function compareDigest(client: Client, place: Omit<Differing, "found">): Promise<readonly Differing[]> {
   const { rows } = await client.query<{ digest: number }>(
     `UPDATE shard_head h SET compared_epoch = $3, compared_position = $4, compared_equal = digest = $2
      WHERE shard = $1 AND NOT EXISTS (SELECT 1 FROM restores r WHERE r.shard = h.shard) RETURNING digest`,
-    [shard, logged, epoch, position],
+    [place.shard, place.logged, place.epoch, place.position],
   );
-  return rows[0]?.digest ?? null;
+  const found = rows[0]?.digest;
+  return found === undefined || found === place.logged ? [] : [{ ...place, found }];
 }
 
 export type { Epoch };

@@ -1,4 +1,4 @@
-import type { Client } from "../infra/postgres/database.js";
+import type { Client, Send } from "../infra/postgres/database.js";
 import { comparePlaces, type Epoch, type Position, type ShardId } from "../shards/ids.js";
 import type { ClusterRow, DocumentRow, JobRow, KeyRow, Placed, WorkerRow } from "./entities.js";
 import { writeLoads, type PlacedLoad } from "./load.js";
@@ -47,15 +47,19 @@ export class RowSet {
       put(this.keys, `${record.key.tenant}/${record.key.shard}/${record.key.key}`, { ...record.key, ...place });
   }
 
-  async write(client: Client): Promise<void> {
+  /** Waits for the loads alone, whose COPY shares a connection with nothing; the other statements go to `send`. */
+  async write(client: Client, send: Send): Promise<void> {
     if (this.loads.length > 0) await writeLoads(client, this.loads);
-    await upsert(client, shapes.clusters, [...this.clusters.values()]);
-    await upsert(client, shapes.jobs, [...this.jobs.values()]);
-    await upsert(client, shapes.workers, [...this.workers.values()]);
-    await upsert(client, shapes.documents, [...this.documents.values()]);
     const keys = [...this.keys.values()];
-    await upsert(client, shapes.keys, keys);
-    if (keys.length > 0) await supersede(client, keys);
+    for (const [shape, rows] of [
+      [shapes.clusters, [...this.clusters.values()]],
+      [shapes.jobs, [...this.jobs.values()]],
+      [shapes.workers, [...this.workers.values()]],
+      [shapes.documents, [...this.documents.values()]],
+      [shapes.keys, keys],
+    ] as const)
+      if (rows.length > 0) send(upsert(client, shape, rows));
+    if (keys.length > 0) send(supersede(client, keys));
   }
 }
 

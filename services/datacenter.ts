@@ -9,7 +9,7 @@ import { systemRandom, type Random } from "../infra/random.js";
 import type { Tracing } from "../infra/tracing.js";
 import type { Service } from "../infra/service.js";
 import { Backlog } from "../replication/backlog.js";
-import { readProgress } from "../replication/carried.js";
+import { progressIn } from "../replication/carried.js";
 import { DigestKeeper } from "../replication/digest-keeper.js";
 import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
@@ -66,9 +66,10 @@ export async function createDatacenter(
   const databaseOptions = { url: config.databaseUrl ?? "", log };
   const control = new Database({ ...databaseOptions, connections: 5, name: `hothot ${node} control` });
   const data = new Database({ ...databaseOptions, connections: config.databaseConnections, name: `hothot ${node}` });
-  const writes = new Database({ ...databaseOptions, connections: 3, name: `hothot ${node} writes`, pipeline: true });
+  const writes = new Database({ ...databaseOptions, connections: 4, name: `hothot ${node} writes`, pipeline: true });
   await databaseReady(control, time, log);
   await control.migrate();
+  const progress = progressIn(data, time);
   const stopped = new AbortController();
   const meet = (size: { shards: number; partitions: number } | null) => () =>
     meetDatabase(
@@ -157,7 +158,7 @@ export async function createDatacenter(
       leaders: logLeaders(streams),
       restores: new PostgresRestoreStore(data),
       owner: new PostgresOwnerStore(writes),
-      replica: new PostgresReplicaStore(data, site, log),
+      replica: new PostgresReplicaStore(data, writes, site, log),
       outbox: new PostgresOutbox(data),
       payloads: new Payloads(streams.objects, time, random),
       siteSet: () => siteSets.set,
@@ -177,7 +178,7 @@ export async function createDatacenter(
       },
       carry: async (head, to, timeoutMs) => {
         const deadline = time.monotonic() + timeoutMs;
-        for (const part of await readProgress(data, head.shard, nextEpoch(head.epoch), head.tenure))
+        for (const part of await progress(head.shard, nextEpoch(head.epoch), head.tenure))
           await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()));
       },
       opened: (to, shard, at, timeoutMs) =>

@@ -1,16 +1,14 @@
-import PQueue from "p-queue";
 import { asError } from "../infra/errors.js";
 import type { Service } from "../infra/service.js";
 import type { SiteName } from "../shards/ids.js";
 import { datacentersOf } from "../shards/site-set.js";
 import type { DatacenterParts } from "./datacenter.js";
-import { planFailback } from "./move-plan.js";
+import { inStep, planFailback } from "./move-plan.js";
 import type { Moves } from "./moves.js";
 
 const tickMs = 1_000;
 /** Takeovers that lie closer together than this count as one coming and going. */
 const flapWindowMinutes = 10;
-const atOnce = 4;
 
 /**
  * Automatic failback (section 5): only of what a takeover moved, and only to a datacenter that has been healthy and caught
@@ -62,19 +60,16 @@ export class Failback implements Service {
       const moves = planFailback(foreign, dc, homes);
       if (moves.length === 0 || now - since < (await this.#stickyMs(dc))) continue;
       this.#p.log.info("fails back", { component: "failback", to: dc, shards: moves.length });
-      const queue = new PQueue({ concurrency: atOnce });
-      await queue.addAll(
-        moves.map((move) => async () => {
-          if (this.#stop.signal.aborted || peers.state(dc) !== "serving") return;
-          await this.#p.switchover.move({
-            shard: move.shard,
-            to: dc,
-            kind: "failback",
-            reason: `${dc} is healthy again`,
-            by: site,
-          });
-        }),
-      );
+      await inStep(moves, async (move) => {
+        if (this.#stop.signal.aborted || peers.state(dc) !== "serving") return;
+        await this.#p.switchover.move({
+          shard: move.shard,
+          to: dc,
+          kind: "failback",
+          reason: `${dc} is healthy again`,
+          by: site,
+        });
+      });
     }
   }
 

@@ -1,7 +1,7 @@
 import type { Time } from "../infra/clock.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Metrics } from "../infra/metrics/index.js";
-import { storeProgress } from "../replication/carried.js";
+import { carriedIn } from "../replication/carried.js";
 import type { ShardId } from "../shards/ids.js";
 import type { Calls } from "./calls.js";
 import type { Engine } from "./engine/engine.js";
@@ -26,6 +26,7 @@ export function callsOf(o: {
       await changes.next(shard, Math.min(100, deadline - time.monotonic()));
     return heard();
   };
+  const keep = carriedIn(o.data, time);
   return {
     move: async (request) => {
       const result = await engine.switchover.move(request);
@@ -36,7 +37,7 @@ export function callsOf(o: {
       return result;
     },
     carry: async (part) => {
-      await storeProgress(o.data, part);
+      await keep(part);
       return null;
     },
     opened: ({ shard, epoch: at, timeoutMs }) => heardOf(shard as ShardId, at, timeoutMs),

@@ -8,6 +8,17 @@ export interface PlannedMove {
   readonly to: SiteName;
 }
 
+/**
+ * Shards that go step by step together, and so share statements and messages; the next ones begin when these have ended: more at
+ * once would hold each shard for longer.
+ */
+const atOnce = 8;
+
+/** Carries out the moves, some at a time. */
+export async function inStep<T>(moves: readonly T[], move: (one: T) => Promise<void>): Promise<void> {
+  for (let at = 0; at < moves.length; at += atOnce) await Promise.all(moves.slice(at, at + atOnce).map(move));
+}
+
 const byPartition = (heads: readonly Head[]): Map<Partition, Head[]> => {
   const out = new Map<Partition, Head[]>();
   for (const head of heads) out.set(head.partition, [...(out.get(head.partition) ?? []), head]);

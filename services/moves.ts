@@ -1,4 +1,3 @@
-import PQueue from "p-queue";
 import { asError, Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
@@ -8,7 +7,7 @@ import type { Reply, RequestContext } from "./api.js";
 import type { CallClient } from "./calls.js";
 import type { DatacenterParts } from "./datacenter.js";
 import type { MoveKind, MoveRequest } from "./http/index.js";
-import { planDrain, planFailback, planRebalance, type PlannedMove } from "./move-plan.js";
+import { inStep, planDrain, planFailback, planRebalance, type PlannedMove } from "./move-plan.js";
 
 interface ShardMove {
   shard: number;
@@ -37,8 +36,6 @@ const kinds = {
   rebalances: "rebalance",
   takeovers: "takeover",
 } as const;
-/** Moves of one operation under way at once: more would not end sooner, but hold each shard for longer. */
-const atOnce = 4;
 const moveMs = 25_000;
 const askMs = 2_000;
 const seenMs = 3_000;
@@ -263,7 +260,6 @@ export class Moves {
     request: MoveRequest,
   ): Promise<void> {
     const { operation } = entry;
-    const queue = new PQueue({ concurrency: atOnce });
     const finish = (shard: ShardMove, status: ShardMove["status"], error: string | null): void => {
       shard.status = status;
       shard.error = error;
@@ -271,30 +267,28 @@ export class Moves {
     };
     if (kind === "takeovers") await this.#takeOver(operation, request, finish);
     else
-      await queue.addAll(
-        operation.shards.map((shard) => async () => {
-          if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
-          shard.status = "running";
-          try {
-            const result = await this.#calls.call(
-              shard.from ?? "",
-              "move",
-              {
-                shard: shard.shard as ShardId,
-                to: shard.to,
-                kind: kinds[kind],
-                reason: `asked for by ${operation.by}`,
-                by: operation.by,
-              },
-              moveMs,
-            );
-            if (result.kind === "moved") await this.#seen(shard);
-            finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
-          } catch (error) {
-            finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");
-          }
-        }),
-      );
+      await inStep(operation.shards, async (shard) => {
+        if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
+        shard.status = "running";
+        try {
+          const result = await this.#calls.call(
+            shard.from ?? "",
+            "move",
+            {
+              shard: shard.shard as ShardId,
+              to: shard.to,
+              kind: kinds[kind],
+              reason: `asked for by ${operation.by}`,
+              by: operation.by,
+            },
+            moveMs,
+          );
+          if (result.kind === "moved") await this.#seen(shard);
+          finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
+        } catch (error) {
+          finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");
+        }
+      });
     const failed = operation.shards.filter((shard) => shard.status === "failed");
     operation.status =
       failed.length > 0

@@ -1,3 +1,5 @@
+import { systemTime, type Timers } from "../infra/clock.js";
+import { gather } from "../infra/gather.js";
 import type { Database, Client } from "../infra/postgres/database.js";
 import { epoch, partition, position, shardId, type Epoch, type ShardId, type SiteName } from "./ids.js";
 import type { Head } from "./map.js";
@@ -45,6 +47,22 @@ function headOf(row: Row): Head {
   };
 }
 
+interface Move {
+  readonly shard: ShardId;
+  readonly at: Epoch;
+  readonly node: string;
+  readonly goneMs: number;
+}
+
+interface Begun {
+  readonly head: Head;
+  readonly nodes: string[];
+}
+
+/** The datacenter's other nodes that live, as a subquery. */
+const othersOf = (node: string, goneMs: string): string =>
+  `(SELECT coalesce(array_agg(node), '{}') FROM nodes WHERE node <> ${node} AND seen_at > clock_timestamp() - ${goneMs} * interval '1 millisecond')`;
+
 /** States from which an event suspends, by the one table of states.ts. */
 const suspendedFrom = (event: "fence" | "close"): ShardState[] =>
   shardTransitions.flatMap((row) =>
@@ -53,7 +71,14 @@ const suspendedFrom = (event: "fence" | "close"): ShardState[] =>
 
 /** ShardStore on the datacenter's Postgres. Its pool is apart from that of user writes, so that they can't starve a lease. */
 export class PostgresShardStore implements ShardStore, VoteStore {
-  constructor(private readonly database: Database) {}
+  readonly #begin: (move: Move) => Promise<Begun | null>;
+
+  constructor(
+    private readonly database: Database,
+    time: Pick<Timers, "soon"> = systemTime,
+  ) {
+    this.#begin = gather(time, (moves) => this.#beginMoves(moves));
+  }
 
   async heads(only?: readonly ShardId[]): Promise<Head[]> {
     const { rows } = await this.database.pool.query<Row & { waits: boolean }>({
@@ -145,20 +170,33 @@ export class PostgresShardStore implements ShardStore, VoteStore {
     await this.database.pool.query("DELETE FROM nodes WHERE node = $1", [node]);
   }
 
-  async beginMove(
-    shard: ShardId,
-    at: Epoch,
-    node: string,
-    goneMs: number,
-  ): Promise<{ head: Head; nodes: string[] } | null> {
+  beginMove(shard: ShardId, at: Epoch, node: string, goneMs: number): Promise<Begun | null> {
+    return this.#begin({ shard, at, node, goneMs });
+  }
+
+  /** Moves that begin in one turn share the statements. */
+  async #beginMoves(moves: readonly Move[]): Promise<(Begun | null)[]> {
     const { rows } = await this.database.pool.query<Row & { nodes: string[] }>({
-      name: "begin_move",
-      text: `UPDATE shard_head SET state = 'moving', revision = revision + 1 WHERE shard = $1 AND epoch = $2 AND state = 'owned' AND confirmed
-        RETURNING ${columns}, (SELECT coalesce(array_agg(node), '{}') FROM nodes WHERE node <> $3 AND seen_at > clock_timestamp() - $4 * interval '1 millisecond') AS nodes`,
-      values: [shard, at, node, goneMs],
+      name: "begin_moves",
+      text: `WITH locked AS MATERIALIZED (SELECT shard FROM shard_head WHERE shard = ANY($1::int[]) ORDER BY shard FOR NO KEY UPDATE)
+        UPDATE shard_head h SET state = 'moving', revision = revision + 1 FROM unnest($1::int[], $2::bigint[]) AS v(at_shard, at_epoch)
+        WHERE h.shard = v.at_shard AND h.epoch = v.at_epoch AND h.state = 'owned' AND h.confirmed AND (SELECT count(*) FROM locked) > 0
+        RETURNING ${columns}, ${othersOf("$3", "$4")} AS nodes`,
+      values: [moves.map(({ shard }) => shard), moves.map(({ at }) => at), moves[0]?.node, moves[0]?.goneMs],
     });
-    const row = rows[0];
-    return row === undefined ? null : { head: headOf(row), nodes: row.nodes };
+    if (rows.length === 0) return moves.map(() => null);
+    // Who listed itself while the statement waited for a lock is not in its snapshot, and may have read the heads before it ended.
+    const late = await this.database.pool.query<{ nodes: string[] }>({
+      name: "other_nodes",
+      text: `SELECT ${othersOf("$1", "$2")} AS nodes`,
+      values: [moves[0]?.node, moves[0]?.goneMs],
+    });
+    return moves.map(({ shard }) => {
+      const row = rows.find((each) => each.shard === shard);
+      return row === undefined
+        ? null
+        : { head: headOf(row), nodes: [...new Set([...row.nodes, ...(late.rows[0]?.nodes ?? [])])] };
+    });
   }
 
   async endMove(shard: ShardId, at: Epoch): Promise<Head | undefined> {

@@ -8,6 +8,8 @@ import type { Tables } from "./schema.js";
 
 export type Client = pg.PoolClient;
 export type Db = Kysely<Tables>;
+/** Takes the promise of a statement that nothing waits for before the end of the transaction. */
+export type Send = (statement: Promise<unknown>) => void;
 
 /**
  * Identity of a database as it is now (rule i). A promotion raises the timeline; a copy that was put back raises the
@@ -220,6 +222,43 @@ export class Database {
     }
   }
 
+  /**
+   * As `transaction`, for work that need not wait for each answer: BEGIN goes with its first statement, and COMMIT behind the ones
+   * that it gave to `send`, whose failure fails the whole. On a pipelined pool each wait is one round trip, however many it sent.
+   */
+  async pipelined<T>(work: (client: Client, send: Send) => Promise<T>): Promise<T> {
+    const client = await this.connect();
+    const sent: Promise<unknown>[] = [];
+    let broken: Error | undefined;
+    let first: Error | undefined;
+    const send: Send = (statement) => {
+      // Met at the end; until then nobody may wait for it.
+      statement.catch((error: unknown) => (first ??= asError(error)));
+      sent.push(statement);
+    };
+    try {
+      send(client.query("BEGIN"));
+      const result = await work(client, send);
+      const ended = client.query("COMMIT");
+      ended.catch(() => undefined);
+      await Promise.all(sent);
+      if ((await ended).command !== "COMMIT") throw new Error("the database rolled the transaction back");
+      return result;
+    } catch (error) {
+      if (isTimeout(error)) broken = asError(error);
+      else
+        try {
+          await client.query("ROLLBACK");
+        } catch (failure) {
+          broken = asError(failure);
+        }
+      // What follows a statement that failed is refused for that alone: the first failure is the cause.
+      throw isAborted(error) && first !== undefined ? first : error;
+    } finally {
+      client.release(broken);
+    }
+  }
+
   connect(): Promise<Client> {
     return this.#pool.connect();
   }
@@ -357,6 +396,9 @@ export async function readIdentity(client: pg.PoolClient): Promise<Identity> {
 
 /** The server itself refused the statement, which so had no effect; any other error leaves that open. */
 export const isRefusal = (error: unknown): error is Error => error instanceof pg.DatabaseError;
+
+/** Refused only as an earlier statement of the transaction had failed. */
+const isAborted = (error: unknown): boolean => isRefusal(error) && (error as { code?: string }).code === "25P02";
 
 /** The client gave up waiting: whether the statement was carried out is unknown, and the connection is of no use any more. */
 export function isTimeout(error: unknown): boolean {

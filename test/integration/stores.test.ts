@@ -66,7 +66,7 @@ async function onPostgres(): Promise<Side> {
   const table = async (sql: string): Promise<unknown> => (await database.pool.query<object>(sql)).rows;
   return {
     shards: new PostgresShardStore(database),
-    replica: new PostgresReplicaStore(database, site, silentLogger),
+    replica: new PostgresReplicaStore(database, writes, site, silentLogger),
     owner: new PostgresOwnerStore(writes),
     restores: new PostgresRestoreStore(database),
     outbox: new PostgresOutbox(database),
