@@ -44,7 +44,7 @@ export async function applyFast(
         continue;
       }
       const step = fold(site, head, header, null);
-      if (step.kind === "none") continue;
+      // Not even that there is nothing to do is believed of a head that no statement checks.
       if (step.kind !== "apply" || message.batch === null) return undefined;
       // Loads take a COPY, and digests are compared on the way: both take a transaction.
       if (message.batch.records.some((bytes) => isOfType(bytes, "cluster.load") || isOfType(bytes, "digest")))

@@ -317,6 +317,12 @@ export class Publisher {
         if (result.kind === "stored") {
           tail = { sequence: result.sequence, header };
           this.#events.stored(shard, result.sequence, header, bytes);
+          if (this.#log.contended(shard)) {
+            // A busy shard always has more: its statements, without which nothing of its partition can be purged, have their turn.
+            this.#advance(state, lastOf(header), shard);
+            state.again = true;
+            return;
+          }
         } else tail = result.tail;
       }
     });

@@ -116,6 +116,8 @@ export class PostgresReplicaStore implements ReplicaStore {
   }
 
   async progress(): Promise<Map<Partition, number>> {
+    // Asked for when the database may not be as it was left.
+    this.#heads.clear();
     const { rows } = await this.database.pool.query<{ partition: number; sequence: number }>(
       "SELECT partition, sequence FROM partition_progress",
     );

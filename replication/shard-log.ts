@@ -67,6 +67,8 @@ export class ShardLog {
   readonly #log: Logger;
   readonly #tails = new Map<ShardId, Tail>();
   readonly #queues = new Map<ShardId, Promise<unknown>>();
+  /** How many wait for their turn, per shard. */
+  readonly #waiting = new Map<ShardId, number>();
   readonly #latencies: number[] = [];
   #p99 = 0;
   #untilSort = 0;
@@ -82,15 +84,25 @@ export class ShardLog {
     return partitionOf(shard, this.#partitions);
   }
 
-  /** Runs `work` when no other append of the shard is under way in this process. */
+  /** Runs `work` when no other append of the shard is under way in this process: who came first has the first turn. */
   exclusive<T>(shard: ShardId, work: () => Promise<T>): Promise<T> {
     const before = this.#queues.get(shard) ?? Promise.resolve();
-    const mine = before.then(work, work);
+    this.#waiting.set(shard, (this.#waiting.get(shard) ?? 0) + 1);
+    const turn = (): Promise<T> => {
+      this.#waiting.set(shard, (this.#waiting.get(shard) ?? 1) - 1);
+      return work();
+    };
+    const mine = before.then(turn, turn);
     this.#queues.set(
       shard,
       mine.catch(() => undefined),
     );
     return mine;
+  }
+
+  /** Somebody waits for his turn at the shard. */
+  contended(shard: ShardId): boolean {
+    return (this.#waiting.get(shard) ?? 0) > 0;
   }
 
   /** A message of the shard was seen at `sequence`: by the applier, or by an append. */

@@ -627,3 +627,78 @@ test("a datacenter is closed beside a writer that locks one shard after the othe
     await database.close();
   }
 });
+
+test("records are applied again where the database went back behind them", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 2, name: "test" });
+  const writes = new Database({ ...options, connections: 1, name: "test writes", pipeline: true });
+  const replica = new PostgresReplicaStore(database, writes, site, silentLogger);
+  const [shard = shardId(0)] = shards;
+  const message = (sequence: number, kind: "open" | "records"): Incoming => {
+    const header: BatchHeader = {
+      kind,
+      generation: 1,
+      shard,
+      epoch: epoch(1),
+      owner: "west",
+      batchId: String(sequence).padStart(16, "0"),
+      first: position(Math.max(1, sequence - 1)),
+      count: kind === "open" ? 0 : 1,
+      committedAt: now,
+    };
+    const cluster = {
+      tenant: "",
+      id: `c${sequence}`,
+      shard,
+      status: "active",
+      name: "n",
+      spec: {},
+      state: {},
+      labels: {},
+      expiresAt: null,
+      version: 1,
+      createdAt: "2026-01-01T00:00:00Z",
+      updatedAt: "2026-01-01T00:00:00Z",
+      deleted: false,
+    };
+    const open: OpenBody = {
+      from: null,
+      kind: "initial",
+      reason: "",
+      by: "",
+      sameTenure: false,
+      closing: 0,
+      phasesMs: {},
+      drained: 0,
+      epochEnds: [],
+    };
+    const records = kind === "open" ? [] : [encodeRecord({ type: "cluster.put", at: now, cluster } as never)];
+    return { sequence, shard, header, batch: { header, records, open: kind === "open" ? open : null } };
+  };
+  const apply = (from: number, ...messages: Incoming[]): Promise<unknown> =>
+    replica.apply([{ partition: partition(0), from, messages }]);
+  const ids = async (): Promise<string[]> =>
+    (await database.pool.query<{ id: string }>("SELECT id FROM clusters ORDER BY id")).rows.map(({ id }) => id);
+  try {
+    await database.migrate();
+    await database.pool.query("INSERT INTO partition_progress (partition) VALUES (0)");
+    await database.pool.query("INSERT INTO shard_head (shard, partition, revision) VALUES ($1, 0, 0)", [shard]);
+    await apply(0, message(1, "open"));
+    await apply(1, message(2, "records"));
+    await apply(2, message(3, "records"), message(4, "records"));
+    assert.deepEqual(await ids(), ["c2", "c3", "c4"]);
+    // A standby is promoted that had not heard of the last transaction.
+    await database.pool.query("DELETE FROM clusters WHERE id IN ('c3', 'c4')");
+    await database.pool.query(
+      "UPDATE shard_head SET position = 1, published = 1, digest = (SELECT digest FROM clusters)",
+    );
+    await database.pool.query("UPDATE partition_progress SET sequence = 2");
+    const [[, sequence = -1] = []] = await replica.progress();
+    assert.equal(sequence, 2);
+    await apply(2, message(3, "records"));
+    await apply(3, message(4, "records"));
+    assert.deepEqual(await ids(), ["c2", "c3", "c4"]);
+  } finally {
+    await Promise.all([database.close(), writes.close()]);
+  }
+});
