@@ -6,6 +6,7 @@ import type { Service } from "../infra/service.js";
 import type { CarriedPart } from "../replication/carried.js";
 import type { MoveRequest, MoveResult } from "../shards/switchover.js";
 import type { SiteName } from "../shards/ids.js";
+import type { StoredOperation } from "./operation-store.js";
 
 /** What one datacenter asks of another, beside forwarded requests. */
 export interface Calls {
@@ -23,6 +24,8 @@ export interface Calls {
     readonly forced: boolean;
   }): Promise<readonly number[]>;
   operation(question: { readonly id: string; readonly cancel: boolean }): Promise<unknown>;
+  /** The long operation of this id, if it was begun there. */
+  begun(question: { readonly id: string }): Promise<StoredOperation | null>;
 }
 
 type Answer = { readonly ok: unknown } | { readonly problem: { readonly code: ProblemCode; readonly detail: string } };

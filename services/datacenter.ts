@@ -257,6 +257,7 @@ export async function createDatacenter(
     metrics,
     time,
     operation: ({ id, cancel }) => moves.local(id, cancel),
+    begun: ({ id }) => moves.begun(id),
   });
   const callServer = new CallServer({
     group,

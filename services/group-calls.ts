@@ -16,6 +16,7 @@ export function callsOf(o: {
   readonly metrics: Metrics;
   readonly time: Time;
   readonly operation: Calls["operation"];
+  readonly begun: Calls["begun"];
 }): Calls {
   const { engine, time } = o;
   const { map, progress, changes } = engine;
@@ -56,5 +57,6 @@ export function callsOf(o: {
       ];
     },
     operation: o.operation,
+    begun: o.begun,
   };
 }

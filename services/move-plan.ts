@@ -14,9 +14,16 @@ export interface PlannedMove {
  */
 const atOnce = 8;
 
-/** Carries out the moves, some at a time. */
-export async function inStep<T>(moves: readonly T[], move: (one: T) => Promise<void>): Promise<void> {
-  for (let at = 0; at < moves.length; at += atOnce) await Promise.all(moves.slice(at, at + atOnce).map(move));
+/** Carries out the moves, some at a time, and `after` behind each time. */
+export async function inStep<T>(
+  moves: readonly T[],
+  move: (one: T) => Promise<void>,
+  after?: () => Promise<void>,
+): Promise<void> {
+  for (let at = 0; at < moves.length; at += atOnce) {
+    await Promise.all(moves.slice(at, at + atOnce).map(move));
+    await after?.();
+  }
 }
 
 const byPartition = (heads: readonly Head[]): Map<Partition, Head[]> => {

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { asError, Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
@@ -6,28 +7,16 @@ import { successionOrder } from "../shards/successor.js";
 import type { Reply, RequestContext } from "./api.js";
 import type { CallClient } from "./calls.js";
 import type { DatacenterParts } from "./datacenter.js";
+import { goneMs } from "./engine/ground.js";
 import type { MoveKind, MoveRequest } from "./http/index.js";
 import { inStep, planDrain, planFailback, planRebalance, type PlannedMove } from "./move-plan.js";
-
-interface ShardMove {
-  shard: number;
-  from: SiteName | null;
-  to: SiteName;
-  status: "waiting" | "running" | "complete" | "failed" | "cancelled";
-  error: string | null;
-}
-
-export interface LongOperation {
-  id: string;
-  kind: string;
-  status: "running" | "complete" | "failed" | "cancelled";
-  progress: { done: number; total: number };
-  shards: ShardMove[];
-  error: string | null;
-  by: string;
-  startedAt: string;
-  finishedAt: string | null;
-}
+import {
+  beginningOf,
+  OperationStore,
+  type LongOperation,
+  type ShardMove,
+  type StoredOperation,
+} from "./operation-store.js";
 
 const kinds = {
   switchovers: "switchover",
@@ -41,13 +30,22 @@ const askMs = 2_000;
 const seenMs = 3_000;
 /** One try to change the site set, with the reads around it. */
 const setTryMs = 3_500;
-const kept = 200;
+/** Characters of an operation's name: made up, and made of an idempotency key. */
+const nameLength = 12;
+const keyedLength = 25;
+const saveAgainMs = 500;
+
+interface Running {
+  readonly operation: LongOperation;
+  cancelled: boolean;
+}
 
 /** Operators' ownership changes: planned, shown, run shard by shard, cancelled; asked of any datacenter, carried out by the owners. */
 export class Moves {
   readonly #p: DatacenterParts;
   readonly #calls: CallClient;
-  readonly #running = new Map<string, { operation: LongOperation; cancelled: boolean }>();
+  readonly #store: OperationStore;
+  readonly #running = new Map<string, Running>();
   readonly #stopped = new AbortController();
   /** Told of each operation that ended. */
   onEnd: (operation: LongOperation) => void = () => undefined;
@@ -55,14 +53,12 @@ export class Moves {
   constructor(parts: DatacenterParts, calls: CallClient) {
     this.#p = parts;
     this.#calls = calls;
+    this.#store = new OperationStore(parts.control, parts.config.node, goneMs(parts.config));
   }
 
   /** What a process that died left running did not end: it says so. */
   async start(): Promise<void> {
-    const { rows } = await this.#p.control.pool.query<{ body: LongOperation }>(
-      `UPDATE operations SET body = body || jsonb_build_object('status', 'failed', 'error', 'the process that ran it stopped') WHERE body ->> 'status' = 'running' RETURNING body`,
-    );
-    for (const { body } of rows) this.onEnd(body);
+    for (const operation of await this.#store.endLost(true)) this.onEnd(operation);
   }
 
   stop(): void {
@@ -70,20 +66,34 @@ export class Moves {
   }
 
   async startMove(context: RequestContext, kind: MoveKind, request: MoveRequest): Promise<Reply> {
-    const moves = await this.#plan(kind, request);
     const { servedBy } = this.#p;
-    if (request.dryRun) return { status: 200, body: { shards: await this.#dryRun(kind, moves) }, servedBy };
+    if (request.dryRun)
+      return {
+        status: 200,
+        body: { shards: await this.#dryRun(kind, await this.#plan(kind, request)) },
+        servedBy,
+      };
+    const key = context.idempotencyKey;
+    const print = key === undefined ? null : fingerprintOf(kind, request);
+    const name = key === undefined ? this.#p.random.token(nameLength) : nameOf(context.caller, key);
+    if (print !== null) {
+      const first = await this.#begunBefore(name);
+      if (first !== undefined) return this.#replay(first, print);
+    }
+    const moves = await this.#plan(kind, request);
     if (kind === "takeovers") this.#checkTakeover(request, moves);
     const busy = new Set(
-      [...this.#running.values()].flatMap(({ operation }) =>
-        operation.shards.filter((s) => s.status === "waiting" || s.status === "running").map((s) => s.shard),
+      (await this.#store.running()).flatMap((stored) =>
+        (this.#running.get(stored.id)?.operation ?? stored).shards
+          .filter((s) => s.status === "waiting" || s.status === "running")
+          .map((s) => s.shard),
       ),
     );
     const twice = moves.find((move) => busy.has(move.shard));
     if (twice !== undefined)
       throw new Problem("already_moving", `Shard ${twice.shard} is part of an operation that is not finished.`);
     const operation: LongOperation = {
-      id: `op-${this.#p.site}-${this.#p.random.token(12)}`,
+      id: operationId(this.#p.site, name),
       kind: kinds[kind],
       status: "running",
       progress: { done: 0, total: moves.length },
@@ -93,13 +103,31 @@ export class Moves {
       startedAt: new Date(this.#p.time.wall()).toISOString(),
       finishedAt: null,
     };
-    const entry = { operation, cancelled: false };
+    const first = await this.#store.begin(operation, print);
+    if (first !== undefined) return this.#replay(first, print);
+    const entry: Running = { operation, cancelled: false };
     this.#running.set(operation.id, entry);
-    await this.#store(operation);
-    void this.#run(kind, entry, request).catch((error: unknown) =>
-      this.#p.log.error("a long operation failed", { operation: operation.id, error: asError(error) }),
-    );
-    return { status: 202, body: operation, servedBy };
+    void this.#run(kind, entry, request)
+      .catch((error: unknown) =>
+        this.#p.log.error("a long operation failed", { operation: operation.id, error: asError(error) }),
+      )
+      .finally(() => this.#running.delete(operation.id));
+    return { status: 202, body: beginningOf(operation), servedBy };
+  }
+
+  /** What any datacenter has begun under this name, as far as they can be asked. */
+  async #begunBefore(name: string): Promise<StoredOperation | undefined> {
+    const asked = datacentersOf(this.#p.siteSets.set).map(async (dc) => {
+      const id = operationId(dc, name);
+      if (dc === this.#p.site) return this.#store.find(id);
+      return (await this.#calls.call(dc, "begun", { id }, askMs).catch(() => null)) ?? undefined;
+    });
+    return (await Promise.all(asked)).find((found) => found !== undefined);
+  }
+
+  #replay(first: StoredOperation, print: string | null): Reply {
+    if (first.fingerprint !== print) throw new Problem("idempotency_key_reused");
+    return { status: 202, body: beginningOf(first.body), servedBy: this.#p.servedBy, replayed: true };
   }
 
   async getMove(_context: RequestContext, kind: MoveKind, id: string): Promise<Reply> {
@@ -113,18 +141,20 @@ export class Moves {
   /** At the datacenter that was asked. @throws Problem not_found */
   async local(id: string, cancel: boolean): Promise<JsonObject> {
     const entry = this.#running.get(id);
-    if (entry !== undefined) {
-      if (cancel) entry.cancelled = true;
-      return structuredClone(entry.operation) as unknown as JsonObject;
-    }
-    const { rows } = await this.#p.control.pool.query<{ body: JsonObject }>(
-      "SELECT body FROM operations WHERE id = $1",
-      [id],
-    );
-    const body = rows[0]?.body;
-    if (body === undefined) throw new Problem("not_found", `There is no operation ${id}.`);
-    if (cancel && body["status"] !== "cancelled") throw new Problem("invalid_transition", "The operation has ended.");
-    return body;
+    if (entry !== undefined && cancel) entry.cancelled = true;
+    if (entry !== undefined) return structuredClone(entry.operation) as unknown as JsonObject;
+    for (const operation of await this.#store.endLost(false)) this.onEnd(operation);
+    const cancelled = cancel && (await this.#store.cancel(id));
+    const found = await this.#store.find(id);
+    if (found === undefined) throw new Problem("not_found", `There is no operation ${id}.`);
+    if (cancel && !cancelled && found.body.status !== "cancelled")
+      throw new Problem("invalid_transition", "The operation has ended.");
+    return found.body as unknown as JsonObject;
+  }
+
+  /** The operation that a request with this key began here. */
+  async begun(id: string): Promise<StoredOperation | null> {
+    return (await this.#store.find(id)) ?? null;
   }
 
   /** Waits for the log (it may be electing a leader) up to the deadline; each try settles what became of the last. */
@@ -155,7 +185,7 @@ export class Moves {
   }
 
   async #find(kind: MoveKind, id: string, cancel: boolean): Promise<unknown> {
-    const dc = /^op-(.+)-[0-9a-z]{12}$/.exec(id)?.[1];
+    const dc = /^op-(.+)-[0-9a-z]+$/.exec(id)?.[1];
     if (dc === undefined || !datacentersOf(this.#p.siteSets.set).includes(dc))
       throw new Problem("not_found", `There is no operation ${id}.`);
     const found = (await this.#calls.call(dc, "operation", { id, cancel }, askMs)) as LongOperation;
@@ -254,11 +284,7 @@ export class Moves {
     });
   }
 
-  async #run(
-    kind: MoveKind,
-    entry: { operation: LongOperation; cancelled: boolean },
-    request: MoveRequest,
-  ): Promise<void> {
+  async #run(kind: MoveKind, entry: Running, request: MoveRequest): Promise<void> {
     const { operation } = entry;
     const finish = (shard: ShardMove, status: ShardMove["status"], error: string | null): void => {
       shard.status = status;
@@ -267,28 +293,35 @@ export class Moves {
     };
     if (kind === "takeovers") await this.#takeOver(operation, request, finish);
     else
-      await inStep(operation.shards, async (shard) => {
-        if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
-        shard.status = "running";
-        try {
-          const result = await this.#calls.call(
-            shard.from ?? "",
-            "move",
-            {
-              shard: shard.shard as ShardId,
-              to: shard.to,
-              kind: kinds[kind],
-              reason: `asked for by ${operation.by}`,
-              by: operation.by,
-            },
-            moveMs,
-          );
-          if (result.kind === "moved") await this.#seen(shard);
-          finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
-        } catch (error) {
-          finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");
-        }
-      });
+      await inStep(
+        operation.shards,
+        async (shard) => {
+          if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
+          shard.status = "running";
+          try {
+            const result = await this.#calls.call(
+              shard.from ?? "",
+              "move",
+              {
+                shard: shard.shard as ShardId,
+                to: shard.to,
+                kind: kinds[kind],
+                reason: `asked for by ${operation.by}`,
+                by: operation.by,
+              },
+              moveMs,
+            );
+            if (result.kind === "moved") await this.#seen(shard);
+            finish(shard, result.kind === "moved" ? "complete" : "failed", result.kind === "moved" ? null : result.why);
+          } catch (error) {
+            finish(shard, "failed", error instanceof Problem ? `${error.code}: ${error.message}` : "internal");
+          }
+        },
+        async () => {
+          // Shown and cancelled by the datacenter's other processes, too.
+          entry.cancelled ||= await this.#store.save(operation).catch(() => false);
+        },
+      );
     const failed = operation.shards.filter((shard) => shard.status === "failed");
     operation.status =
       failed.length > 0
@@ -301,8 +334,15 @@ export class Moves {
         ? null
         : `${failed.length} of ${operation.shards.length} shards did not move: ${failed[0]?.error ?? ""}`;
     operation.finishedAt = new Date(this.#p.time.wall()).toISOString();
-    await this.#store(operation);
-    this.#running.delete(operation.id);
+    while (!this.#stopped.signal.aborted) {
+      try {
+        await this.#store.save(operation);
+        break;
+      } catch (error) {
+        this.#p.log.warn("the end of an operation can't be stored", { operation: operation.id, error: asError(error) });
+        await this.#p.time.sleep(saveAgainMs, this.#stopped.signal);
+      }
+    }
     this.onEnd(operation);
   }
 
@@ -354,15 +394,22 @@ export class Moves {
     while (map.get(shard as ShardId)?.owner === from && time.monotonic() < deadline)
       await changes.next(shard as ShardId, deadline - time.monotonic()).catch(() => time.sleep(20));
   }
-
-  async #store(operation: LongOperation): Promise<void> {
-    await this.#p.control.pool.query(
-      "INSERT INTO operations (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
-      [operation.id, JSON.stringify(operation)],
-    );
-    await this.#p.control.pool.query(
-      "DELETE FROM operations WHERE id IN (SELECT id FROM operations ORDER BY started_at DESC OFFSET $1)",
-      [kept],
-    );
-  }
 }
+
+/** One caller's key always makes the same name; different callers' never do. */
+const nameOf = (caller: RequestContext["caller"], key: string): string =>
+  BigInt(
+    `0x${createHash("sha256")
+      .update(JSON.stringify([caller.tenant, caller.principal, key]))
+      .digest("hex")}`,
+  )
+    .toString(36)
+    .padStart(keyedLength, "0")
+    .slice(-keyedLength);
+
+const fingerprintOf = (kind: MoveKind, request: MoveRequest): string =>
+  createHash("sha256")
+    .update(JSON.stringify([kind, request.dc, request.shard, request.to, request.force]))
+    .digest("hex");
+
+const operationId = (dc: SiteName, name: string): string => `op-${dc}-${name}`;

@@ -279,4 +279,7 @@ CREATE TABLE locks (
   `
 ALTER TABLE shard_head ADD COLUMN unread bigint, ADD COLUMN recopy boolean NOT NULL DEFAULT false;
 `,
+  `
+ALTER TABLE operations ADD COLUMN node text, ADD COLUMN cancelled boolean NOT NULL DEFAULT false, ADD COLUMN fingerprint text;
+`,
 ];

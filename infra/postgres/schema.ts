@@ -333,4 +333,10 @@ export interface OperationsTable {
   id: string;
   body: Json<Record<string, unknown>>;
   startedAt: ColumnType<string, never, never>;
+  /** The process that carries it out. */
+  node: string | null;
+  /** Somebody has asked for its end. */
+  cancelled: boolean;
+  /** Of the request, where it had an idempotency key. */
+  fingerprint: string | null;
 }

@@ -3,7 +3,7 @@ import type { Service } from "../../infra/service.js";
 import type { DatacenterParts } from "../datacenter.js";
 import { Documents } from "../documents.js";
 import type { Extensions } from "../http/index.js";
-import type { LongOperation } from "../moves.js";
+import type { LongOperation } from "../operation-store.js";
 import { Access } from "./access.js";
 import { Administration } from "./administration.js";
 import { AuditTrail, type AuditEntry } from "./audit.js";

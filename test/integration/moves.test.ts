@@ -128,6 +128,27 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
     }
   });
 
+  it("an idempotency key begins one operation, wherever the request is repeated", async () => {
+    const { shard } = at(
+      (await shardMap(stack, "east")).filter((s) => s.owner === "east"),
+      0,
+    );
+    const headers = { "idempotency-key": "one-move" };
+    const ask = (from: string, to: string): Promise<Answered> =>
+      send(stack, from, "POST", "/v1/switchovers", { shard, to }, headers);
+    const first = await ask("central", "west");
+    const operation = body<Operation>(first, 202);
+    assert.equal((await ended("switchovers", operation, "east")).status, "complete");
+    await ended("switchovers", await start("switchovers", { shard, to: "east" }), "east");
+    for (const dc of stack.dcs) {
+      const again = await ask(dc, "west");
+      assert.deepEqual([again.status, again.text], [202, first.text]);
+      assert.equal(again.headers.get("idempotency-replayed"), "true");
+      problem(await ask(dc, "central"), "idempotency_key_reused");
+    }
+    assert.equal((await shardMap(stack, "east")).find((s) => s.shard === shard)?.owner, "east");
+  });
+
   it("a drain under load: no request fails, the datacenter owns nothing, any datacenter shows how far it is", async (t) => {
     const { result, writes, worstMs } = await underLoad(async () =>
       ended("drains", await start("drains", { dc: "east" }, "west"), "central"),

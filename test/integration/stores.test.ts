@@ -24,6 +24,7 @@ import { epoch, partition, position, shardId, type ShardId } from "../../shards/
 import type { Head } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
+import { OperationStore, type LongOperation } from "../../services/operation-store.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
 import { MemoryDatabase } from "../simulation/database.js";
 import { put } from "../simulation/operations.js";
@@ -700,5 +701,53 @@ test("records are applied again where the database went back behind them", async
     assert.deepEqual(await ids(), ["c2", "c3", "c4"]);
   } finally {
     await Promise.all([database.close(), writes.close()]);
+  }
+});
+
+test("a long operation is shown and cancelled by any process, and fails when its own is gone", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 2, name: "test" });
+  const nodes = new PostgresShardStore(database);
+  const [one, two] = [new OperationStore(database, "n1", 60_000), new OperationStore(database, "n2", 60_000)];
+  const operation = (id: string): LongOperation => ({
+    id,
+    kind: "drain",
+    status: "running",
+    progress: { done: 0, total: 2 },
+    shards: [0, 1].map((shard) => ({ shard, from: "east", to: "west", status: "waiting", error: null })),
+    error: null,
+    by: "test",
+    startedAt: "2026-01-01T00:00:00Z",
+    finishedAt: null,
+  });
+  try {
+    await database.migrate();
+    for (const node of ["n1", "n2"]) await nodes.refreshNode(node, "", 60_000);
+    const drain = operation("op-east-a");
+    assert.equal(await one.begin(drain, "f"), undefined);
+    assert.deepEqual(await two.begin(operation("op-east-a"), "g"), { body: drain, fingerprint: "f" });
+    const half = { ...drain, progress: { done: 1, total: 2 } };
+    assert.equal(await one.save(half), false);
+    assert.deepEqual((await two.find(drain.id))?.body, half);
+    assert.deepEqual(await two.running(), [half]);
+    // Another one that starts or looks does not take it for lost.
+    assert.deepEqual([...(await two.endLost(true)), ...(await two.endLost(false))], []);
+    assert.equal(await two.cancel(drain.id), true);
+    assert.equal(await one.save(half), true);
+    assert.equal(await one.save({ ...half, status: "cancelled" }), true);
+    assert.equal(await two.cancel(drain.id), false);
+    // Its own process began anew, or is not listed any more.
+    for (const [lost, end] of [
+      [operation("op-east-b"), () => one.endLost(true)],
+      [operation("op-east-c"), async () => (await nodes.removeNode("n1"), two.endLost(false))],
+    ] as const) {
+      await one.begin(lost, null);
+      assert.deepEqual(
+        (await end()).map(({ id, status }) => [id, status]),
+        [[lost.id, "failed"]],
+      );
+    }
+  } finally {
+    await database.close();
   }
 });

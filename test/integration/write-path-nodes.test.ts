@@ -69,6 +69,40 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
     assert.equal(served.size, 6);
   });
 
+  it("show a long operation that another one carries out, as any datacenter does", async () => {
+    const shard = at(
+      map.filter((each) => each.owner === "east"),
+      0,
+    ).shard;
+    for (const [n, node] of (["east/n1", "east/n2", "west/n2"] as const).entries()) {
+      const to = n % 2 === 0 ? "central" : "east";
+      const begun = body(await on(node, "POST", "/v1/switchovers", { shard, to }), 202);
+      const ends = nodes.map(async (each) => {
+        let last: Json = begun;
+        await stack.until(
+          async () => {
+            last = body(await on(each, "GET", `/v1/switchovers/${String(begun["id"])}`), 200);
+            return last["status"] !== "running";
+          },
+          settleMs,
+          `the end of the operation at ${each}`,
+        );
+        return last["status"];
+      });
+      assert.deepEqual(
+        await Promise.all(ends),
+        nodes.map(() => "complete"),
+      );
+    }
+    body(await on("central/n2", "POST", "/v1/switchovers", { shard, to: "east" }), 202);
+    await stack.until(
+      async () => (await shardMap(stack, "west")).find((each) => each.shard === shard)?.owner === "east",
+      settleMs,
+      "the shard is back",
+    );
+    map = await shardMap(stack, "east");
+  });
+
   it("number concurrent writes of a shard densely together", async () => {
     const shard = at(
       map.filter((each) => each.owner === "west"),
