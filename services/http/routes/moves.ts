@@ -59,7 +59,7 @@ function kindRoutes(kind: MoveKind, extensions: Backend["extensions"]): Route[] 
       body,
       bodyOptional: kind === "rebalances",
       answers: { 200: plan, 202: longOperation },
-      problems: kind === "takeovers" ? ["owner_reachable", ...refusals] : [...refusals],
+      problems: [...(kind === "takeovers" ? ["owner_reachable" as const] : []), ...refusals, "idempotency_key_reused"],
       async handle(call) {
         const request = call.body as MoveRequest;
         const reply = (await extensions.startMove?.(call.context, kind, request)) ?? missing();
