@@ -59,9 +59,9 @@ export function planPurge(facts: PurgeFacts): PurgePlan {
   const below = Math.max(firstSequence, Math.min(floor, Math.max(byAge, bySize)));
   const known = members.filter((member) => member.applied !== undefined);
   const left = known.filter((member) => needs(member) < below && needs(member) >= firstSequence).map((m) => m.dc);
-  // What the next purge by size would take.
-  const nextStep = mean > 0 ? (maxBytes * (purgeAt - purgeTo)) / mean : 0;
-  const soonBySize = bytes > maxBytes * warnAt ? firstSequence + nextStep : 0;
+  // What the purge after this one takes at the most: the partition may be nearly full by then.
+  const nextStep = mean > 0 ? (maxBytes * (fullAt - purgeTo)) / mean : 0;
+  const soonBySize = bytes > maxBytes * warnAt ? below + nextStep : 0;
   const endangered = known
     .filter((member) => !left.includes(member.dc) && needs(member) >= firstSequence)
     .filter((member) => needs(member) < Math.max(member.live ? 0 : facts.expiring, soonBySize))

@@ -32,7 +32,7 @@ export async function readObjects(stack: TestStack, dc: string): Promise<string[
   }
 }
 
-const openLink = (stack: TestStack, dc: string): Promise<NatsLink> =>
+export const openLink = (stack: TestStack, dc: string): Promise<NatsLink> =>
   NatsLink.open({
     servers: [stack.stack.site(dc).nats.url(natsUser)],
     name: "test",

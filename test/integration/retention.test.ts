@@ -1,10 +1,11 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { silentLogger } from "../../infra/logger.js";
+import { LogStreams } from "../../infra/nats/log-streams.js";
 import { Database } from "../../infra/postgres/database.js";
 import { LocalStack } from "../../infra/local/stack.js";
 import { startStack, type TestStack } from "../harness/stack.js";
-import { readLog, readObjects, type LogContent } from "./log-reader.js";
+import { openLink, readLog, readObjects, type LogContent } from "./log-reader.js";
 import { allEqual, allServe, at, body, idsIn, idsOf, placeOf, send, shardMap, shards } from "./support.js";
 
 const retentionMs = 2_000;
@@ -12,6 +13,10 @@ const env = {
   HOTHOT_LOG_RETENTION_MS: String(retentionMs),
   HOTHOT_RESTATE_MS: "500",
 };
+
+/** For the second part: a log that is small rather than young. Twelve partitions share the bytes. */
+const maxBytes = 1_000_000;
+const bounded = { HOTHOT_LOG_RETENTION_MS: "40000", HOTHOT_LOG_MAX_BYTES: String(maxBytes) };
 
 let stack: TestStack;
 before(async () => {
@@ -92,7 +97,7 @@ describe("a log that keeps two seconds", { concurrency: false }, () => {
   it("starts again, and every shard takes the next position of its epoch", async () => {
     const heads = await shardMap(stack, "east");
     await stack.stack.down();
-    await LocalStack.up(stack.dir, { portBase: stack.portBase });
+    await LocalStack.up(stack.dir, { portBase: stack.portBase, env: bounded });
     await allServe(stack);
     for (const head of heads) {
       const place = placeOf(await put("west", at(idsIn(head.shard, "again", 1), 0)));
@@ -100,5 +105,59 @@ describe("a log that keeps two seconds", { concurrency: false }, () => {
       assert.ok(place.epoch >= head.epoch, `shard ${head.shard}`);
     }
     await allEqual(stack, "east");
+  });
+
+  it("warns before a datacenter that is away is left behind by size, and brings that one back by snapshots", async () => {
+    const { shard, partition } = at(
+      (await shardMap(stack, "east")).filter((each) => each.owner === "east"),
+      0,
+    );
+    const ids = idsIn(shard, "large", 40);
+    const link = await openLink(stack, "east");
+    const streams = new LogStreams("local", 1, [link]);
+    const state = async (): Promise<{ first: number; bytes: number }> => {
+      const found = await streams.state(partition, 5_000);
+      assert.ok(found);
+      return { first: found.firstSequence, bytes: found.bytes };
+    };
+    const fill = async (share: number): Promise<void> => {
+      while ((await state()).bytes < (maxBytes / 12) * share) {
+        const filler = "x".repeat(200);
+        const answer = await put("east", at(ids, n++ % 40), filler);
+        assert.ok(answer.status < 300, answer.text);
+      }
+    };
+    let n = 0;
+    try {
+      await stack.simulate("crash", "west");
+      // Purge after purge comes nearer to what the dead one has not applied; the warning lies one before it.
+      const seen = async (): Promise<{ warned: boolean; left: boolean }> => {
+        await fill(0.77);
+        const { text } = await send(stack, "east", "GET", "/metrics");
+        const value = (name: string): number =>
+          Number(new RegExp(`^${name}\\{[^}]*dc="west"[^}]*\\} (\\d+)`, "m").exec(text)?.[1] ?? 0);
+        return {
+          warned: value("hothot_replicas_endangered") === 1,
+          left: value("hothot_replicas_left_behind_total") > 0,
+        };
+      };
+      const first = await stack.until(
+        async () => {
+          const now = await seen();
+          return (now.warned || now.left) && now;
+        },
+        30_000,
+        "the warning",
+      );
+      assert.deepEqual(first, { warned: true, left: false });
+      await stack.until(async () => (await seen()).left, 30_000, "the purge");
+      await stack.simulate("restart", "west");
+      await allServe(stack);
+      await allEqual(stack, "west");
+      for (const id of ids.slice(0, Math.min(n, 40)))
+        assert.equal((await send(stack, "west", "GET", `/v1/clusters/${id}`)).status, 200, id);
+    } finally {
+      await link.close();
+    }
   });
 });

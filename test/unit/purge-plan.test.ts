@@ -56,6 +56,33 @@ describe("what may be purged", () => {
     assert.deepEqual([over.below, over.left, over.full], [351, ["west"], false]);
   });
 
+  it("warns, by size, at the latest with the purge before the one that leaves behind", () => {
+    // The log grows from below where it warns to nearly full between any two looks.
+    let first = 1;
+    const warned: number[] = [];
+    for (let look = 1; look < 20; look++) {
+      const last = first + 899;
+      const plan = planPurge({
+        firstSequence: first,
+        lastSequence: last,
+        messages: last - first + 1,
+        bytes: (last - first + 1) * 1_000,
+        oldestStatement: last,
+        expired: first,
+        expiring: first,
+        maxBytes: 1_000_000,
+        members: [{ dc: "west", live: false, applied: 2_000 }],
+      });
+      if (plan.left.length > 0) {
+        assert.deepEqual(warned.at(-1), look - 1);
+        return;
+      }
+      if (plan.endangered.includes("west")) warned.push(look);
+      first = plan.below;
+    }
+    assert.fail("nothing was purged past west");
+  });
+
   it("asks for new statements where old ones keep the log too large", () => {
     const plan = planPurge({ ...facts, maxBytes: 125_000, oldestStatement: 150 });
     assert.deepEqual([plan.below, plan.restate], [150, true]);
