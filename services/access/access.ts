@@ -16,6 +16,8 @@ export interface Need {
   readonly scope: Scope;
   /** Counts against the tenant's writes per second. */
   readonly write: boolean;
+  /** What is asked for, without its ids: `DELETE /v1/tokens/{id}`. */
+  readonly route: string;
 }
 
 type AccessConfig = Pick<

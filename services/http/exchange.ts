@@ -123,7 +123,8 @@ async function readCall(
 /** Strangers may look at probes. */
 function callerOf({ options }: Shared, route: Route, request: IncomingMessage): Caller | Promise<Caller> {
   if (options.admit === undefined || route.lane === "probe") return anonymous;
-  return options.admit(request, { scope: scopeOf(route), write: route.write === true });
+  const { method, path, write } = route;
+  return options.admit(request, { scope: scopeOf(route), write: write === true, route: `${method} ${path}` });
 }
 
 async function readJsonBody(

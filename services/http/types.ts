@@ -193,7 +193,7 @@ export interface HttpOptions {
   /** Who asks; throws a Problem when that may not be. Not asked for probes. Default: everybody is `anonymous`, and may do everything. */
   readonly admit?: (
     request: IncomingMessage,
-    need: { readonly scope: Scope; readonly write: boolean },
+    need: { readonly scope: Scope; readonly write: boolean; readonly route: string },
   ) => Caller | Promise<Caller>;
   /** Where an exporter is configured. */
   readonly tracing?: Tracing | undefined;
