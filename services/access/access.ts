@@ -10,6 +10,7 @@ import type { AccessBook } from "./book.js";
 import { JwtVerifier } from "./jwt.js";
 import { Rates } from "./rates.js";
 import { allows, isSecretOf, looksOwn, newSecret, parseToken, type KeptToken } from "./tokens.js";
+import type { WriteRates } from "./write-rates.js";
 
 /** What a request needs. */
 export interface Need {
@@ -36,6 +37,7 @@ type AccessConfig = Pick<
 export interface AccessOptions {
   readonly config: AccessConfig;
   readonly book: AccessBook;
+  readonly writes: WriteRates;
   readonly time: Time;
   readonly random: Random;
   readonly log: Logger;
@@ -58,7 +60,6 @@ export class Access {
   readonly #admin: Buffer | undefined;
   readonly #inner: string;
   readonly #rates = new Rates();
-  readonly #writes = new Rates();
 
   constructor(options: AccessOptions) {
     const { config, random, time } = options;
@@ -159,14 +160,7 @@ export class Access {
       this.#o.onForbidden?.(caller, need, request);
       throw new Problem("forbidden", `This needs the scope ${need.scope}.`);
     }
-    const writes = need.write ? this.#o.book.limits(caller.tenant)?.writesPerSecond : undefined;
-    if (writes !== undefined && writes !== null) {
-      const waitSeconds = this.#writes.take(caller.tenant, writes, now);
-      if (waitSeconds > 0)
-        throw new Problem("quota_exceeded", `This tenant may write ${writes} times a second.`, {
-          retryAfterSeconds: waitSeconds,
-        });
-    }
+    if (need.write) this.#o.writes.take(caller.tenant);
     return caller;
   }
 

@@ -206,6 +206,39 @@ describe("the command line", () => {
     assert.equal(existsSync(`${file}.import`), false);
   });
 
+  it("imports again what was beyond the tenant's writes a second, as long as some gets through", async () => {
+    let room = 2;
+    const bodies: string[] = [];
+    answer = (_request, response) => {
+      const lines = (seen.at(-1)?.body ?? "").split("\n");
+      bodies.push(lines.filter((line) => line !== "").join(","));
+      let left = room;
+      response.setHeader("content-type", "application/x-ndjson");
+      for (const [index, line] of lines.entries())
+        if (line !== "")
+          response.write(
+            `${JSON.stringify({ line: index + 1, status: left > 0 ? 201 : 429, ...(left-- > 0 ? { version: 1 } : { code: "quota_exceeded", detail: "slowly" }) })}\n`,
+          );
+      response.end();
+    };
+    const file = path.join(dir, "quota.ndjson");
+    writeFileSync(file, "1\n\n2\n3\n4\n5\n");
+    const run = async () => {
+      bodies.length = 0;
+      const { code, stdout } = await runCli(["clusters", "import", file, "--url", url, "--json"]);
+      const { done, rejects } = JSON.parse(stdout) as { done: number; rejects: { line: number }[] };
+      return { code, done, rejected: rejects.map(({ line }) => line), bodies: [...bodies] };
+    };
+    assert.deepEqual(await run(), { code: 0, done: 5, rejected: [], bodies: ["1,2,3,4,5", "3,4,5", "5"] });
+    room = 0;
+    assert.deepEqual(await run(), {
+      code: 1,
+      done: 0,
+      rejected: [1, 3, 4, 5, 6],
+      bodies: ["1,2,3,4,5", "1,2,3,4,5"],
+    });
+  });
+
   it("waits for the end of a long operation, and fails when it failed", async () => {
     let asked = 0;
     const operation = (status: string): unknown => ({
