@@ -265,6 +265,51 @@ describe("the command line", () => {
     assert.match(failed.stderr, /^hothot: failed: target died/m);
   });
 
+  it("waits for the end of a job that it sets going again", async () => {
+    const job = (status: string, attempt: number): unknown => ({
+      id: "j1-a",
+      status,
+      attempt,
+      stage: null,
+      error: status === "failed" ? "no route" : null,
+    });
+    for (const verb of ["retry", "resume"])
+      for (const [end, expected] of [
+        ["complete", 0],
+        ["failed", 1],
+      ] as const) {
+        let asked = 0;
+        answer = (request, response) => {
+          if (request.method === "POST") return reply(response, 202, job("running", 2));
+          // The first look is at a copy that has not heard of it.
+          reply(response, 200, asked++ === 0 ? job("failed", 1) : job(asked < 3 ? "running" : end, 2));
+        };
+        const { code, stdout, stderr } = await runCli(["jobs", verb, "j1-a", "--url", url, "--json"]);
+        assert.equal(code, expected, stderr);
+        assert.deepEqual(JSON.parse(stdout), job(end, 2));
+        assert.equal(asked, 3);
+      }
+    const begun = await runCli(["jobs", "retry", "j1-a", "--no-wait", "--url", url, "--json"]);
+    assert.deepEqual([begun.code, JSON.parse(begun.stdout)], [0, job("running", 2)]);
+  });
+
+  it("says so when an answer is cut off, with --json as JSON", async () => {
+    answer = (_request, response) => {
+      response.writeHead(200, { "content-type": "application/x-ndjson" });
+      response.write('{"shard":1,"dc":"east","epoch":1,"position":5,"equal":true,"clusters":[]}\n{"sha', () =>
+        response.destroy(),
+      );
+    };
+    const { code, stdout, stderr } = await runCli(["verify", "--url", url, "--json"]);
+    assert.equal(code, 1);
+    assert.match(stderr, /^hothot: unreachable: The answer was cut off/m);
+    assert.equal((JSON.parse(stdout) as { code: string }).code, "unreachable");
+    answer = (_request, response) => void response.writeHead(200).write("\n");
+    const late = await runCli(["verify", "--timeout", "1", "--url", url, "--json"]);
+    assert.equal(late.code, 1);
+    assert.equal((JSON.parse(late.stdout) as { code: string }).code, "deadline_exceeded");
+  });
+
   it("tells by its exit code whether copies differ", async () => {
     const line = (dc: string, equal: boolean): string =>
       `${JSON.stringify({ shard: 1, dc, epoch: 1, position: 5, equal, clusters: equal ? [] : ["c9"] })}\n`;
