@@ -19,6 +19,8 @@ export interface Need {
   readonly write: boolean;
   /** What is asked for, without its ids: `DELETE /v1/tokens/{id}`. */
   readonly route: string;
+  /** Of a request that was admitted before: it counts against nothing, and a refusal is not noted. */
+  readonly again: boolean;
 }
 
 type AccessConfig = Pick<
@@ -149,7 +151,7 @@ export class Access {
   #permit(caller: Caller, need: Need, request: IncomingMessage, bucket: string | null, rate: number | null): Caller {
     const now = this.#o.time.monotonic();
     const perSecond = rate ?? this.#o.config.tokenRequestsPerSecond;
-    if (bucket !== null && perSecond > 0) {
+    if (bucket !== null && perSecond > 0 && !need.again) {
       const waitSeconds = this.#rates.take(bucket, perSecond, now);
       if (waitSeconds > 0)
         throw new Problem("rate_limited", `This token may send ${perSecond} requests a second.`, {
@@ -157,10 +159,10 @@ export class Access {
         });
     }
     if (caller.scopes !== undefined && !allows(caller.scopes, need.scope)) {
-      this.#o.onForbidden?.(caller, need, request);
+      if (!need.again) this.#o.onForbidden?.(caller, need, request);
       throw new Problem("forbidden", `This needs the scope ${need.scope}.`);
     }
-    if (need.write) this.#o.writes.take(caller.tenant);
+    if (need.write && !need.again) this.#o.writes.take(caller.tenant);
     return caller;
   }
 

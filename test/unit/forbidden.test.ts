@@ -12,10 +12,14 @@ function notes() {
   const note = async (entry: AuditEntry): Promise<void> => void entries.push(entry);
   const forbidden = new ForbiddenNotes({ dc: "east", note, newId: () => `a-${entries.length}`, time });
   const refuse = (principal: string, method: string, url: string, route: string): void =>
-    forbidden.refused({ tenant: "", principal }, { scope: "admin", write: false, route: `${method} ${route}` }, {
-      method,
-      url,
-    } as IncomingMessage);
+    forbidden.refused(
+      { tenant: "", principal },
+      { scope: "admin", write: false, again: false, route: `${method} ${route}` },
+      {
+        method,
+        url,
+      } as IncomingMessage,
+    );
   return { time, entries, refuse };
 }
 
