@@ -5,6 +5,7 @@ import type { JsonObject } from "../replication/entities.js";
 import type { LoadRow } from "../replication/load.js";
 import { shardOf, type ShardId } from "../shards/ids.js";
 import type { ClusterQuotas } from "./access/quotas.js";
+import type { WriteRates } from "./access/write-rates.js";
 import type {
   ClusterQuery,
   Command,
@@ -33,6 +34,8 @@ import type { Verifier } from "./verify.js";
 
 /** How long the answer to a worker's registration waits for it to arrive here, milliseconds. */
 const arrivalMs = 1_000;
+/** Of a load's time, what it may wait for the tenant's turn; the rest is for its owner. */
+const ownTurn = 0.8;
 
 /** What HTTP stands on, in front of a datacenter's process. */
 export class Face implements Datacenter {
@@ -41,6 +44,7 @@ export class Face implements Datacenter {
   readonly #p: DatacenterParts;
   readonly #verifier: Verifier;
   readonly #quotas: ClusterQuotas;
+  readonly #writes: WriteRates;
   readonly #view: GroupView;
   readonly #arrival: Arrival;
   readonly #events: DcEvents;
@@ -51,11 +55,13 @@ export class Face implements Datacenter {
     parts: DatacenterParts,
     verifier: Verifier,
     quotas: ClusterQuotas,
+    writes: WriteRates,
     loop: EventLoop,
     finishes: FinishStore,
   ) {
     this.#p = parts;
     this.#quotas = quotas;
+    this.#writes = writes;
     this.#view = new GroupView(parts, loop);
     this.#arrival = new Arrival(parts);
     this.#events = new DcEvents(parts);
@@ -137,12 +143,14 @@ export class Face implements Datacenter {
     });
   }
 
-  /** Rows of one shard, of a bulk request, by way of their owner. */
+  /** Rows of one shard, of a bulk request, by way of their owner: each counts as a write of its tenant. */
   async load(context: RequestContext, shard: ShardId, rows: readonly LoadRow[]): Promise<Reply> {
     const labels = { durability: context.durability };
     const { tenant, principal } = context.caller;
     const rooms: (() => void)[] = [];
     try {
+      const now = this.#p.time.monotonic();
+      rooms.push(await this.#writes.takeRows(tenant, rows.length, now + ownTurn * (context.deadline - now)));
       for (const row of rows) rooms.push(await this.#quotas.reserve(tenant, row.id));
       const { result, route } = await this.#p.router.execute({
         shard,
@@ -212,11 +220,17 @@ export class Face implements Datacenter {
   }
 
   async takeTasks(context: RequestContext, request: TakeRequest, signal: AbortSignal): Promise<Reply> {
-    const tasks = await this.#p.dispatcher.take({ ...request, tenant: context.caller.tenant }, signal);
+    let { waitMs } = request;
+    if (context.minPosition !== undefined) {
+      await this.#unlessLeft(this.#arrival.of(context.minPosition, context.deadline), signal);
+      waitMs = Math.max(0, Math.min(waitMs, Math.floor(context.deadline - this.#p.time.monotonic())));
+    }
+    const tasks = await this.#p.dispatcher.take({ ...request, waitMs, tenant: context.caller.tenant }, signal);
     return { status: 200, body: { tasks }, servedBy: this.#p.servedBy };
   }
 
   async workerHeartbeat(context: RequestContext, workerId: string): Promise<Reply> {
+    if (context.minPosition !== undefined) await this.#arrival.of(context.minPosition, context.deadline);
     const found = await this.#p.data.db
       .selectFrom("workers")
       .select("id")
@@ -266,6 +280,16 @@ export class Face implements Datacenter {
 
   metrics(): Promise<{ readonly contentType: string; readonly text: string }> {
     return this.#p.metrics.render();
+  }
+
+  /** Ends early when the client hangs up, or the process drains. */
+  #unlessLeft(work: Promise<void>, signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const leave = (): void => resolve();
+      signal.addEventListener("abort", leave, { once: true });
+      if (signal.aborted) leave();
+      work.then(resolve, reject).finally(() => signal.removeEventListener("abort", leave));
+    });
   }
 
   #localRead(shard: ShardId | null): Pick<Reply, "servedBy" | "lagMs" | "stale" | "owner"> {

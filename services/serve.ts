@@ -69,7 +69,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
   });
   const loop = new EventLoop(time);
   const finishes = new FinishStore(parts.data);
-  const face = new Face(parts, verifier, guard.quotas, loop, finishes);
+  const face = new Face(parts, verifier, guard.quotas, guard.writes, loop, finishes);
   // For callers in this process: what they do next (a stored finish goes, a provisioner is answered) stands on the answer.
   const execute = async (context: RequestContext, command: Command): Promise<Reply> => {
     const reply = await face.execute(context, command);

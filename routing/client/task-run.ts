@@ -1,6 +1,7 @@
 import type { Time } from "../../infra/clock.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Random } from "../../infra/random.js";
+import { storable } from "../../infra/storable.js";
 import { Unanswered, type Answer, type Transport } from "./transport.js";
 
 export interface Task {
@@ -25,8 +26,9 @@ export interface TaskContext {
 }
 
 export interface TaskResult {
-  /** Reaches later tasks' input, and the cluster's state in the end. */
+  /** Reaches later tasks' input, and the cluster's state in the end. As JSON at most 64,000 bytes: one that is larger fails the try. */
   readonly result?: Readonly<Record<string, unknown>>;
+  /** Of each output the last 64,000 characters are kept. */
   readonly stdout?: string;
   readonly stderr?: string;
 }
@@ -44,6 +46,12 @@ export interface TaskRunOptions {
 }
 
 const noFinish = Symbol("no finish");
+/** The service keeps no more of an output than its last so many characters. */
+const outputLimit = 64_000;
+/** Of an output that was too much after all: some characters are six bytes in JSON. */
+const shortOutput = 2_000;
+/** Of a result: the service refuses bodies that are deeper than 32. */
+const deepestResult = 31;
 
 /** The life of one taken task at its worker: the handler runs, heartbeats hold the lease, the finish is repeated until it is answered. */
 export class TaskRun {
@@ -89,16 +97,17 @@ export class TaskRun {
     try {
       const context = { signal: this.#stop.signal, fence: typeof fence === "string" ? fence : "" };
       const { result, stdout, stderr } = (await handler(this.task, context)) ?? {};
-      return { status: "ok", ...given({ result, stdout, stderr }) };
+      return bounded({ status: "ok", ...given({ result: asJson(result), stdout, stderr }) }, outputLimit);
     } catch (error) {
       if (this.#abandon.signal.aborted) return noFinish;
       const { message, stdout, stderr } = error as { message?: unknown; stdout?: unknown; stderr?: unknown };
       const text = typeof message === "string" ? message : String(error);
-      return {
+      const finish: Finish = {
         status: "failed",
         stderr: typeof stderr === "string" ? `${stderr}\n${text}` : text,
         ...(typeof stdout === "string" ? { stdout } : {}),
       };
+      return bounded(finish, outputLimit);
     }
   }
 
@@ -136,6 +145,7 @@ export class TaskRun {
     const { time, random, log, workerId } = this.#options;
     const number = this.task.input["try"];
     const tried = typeof number === "number" ? { try: number } : {};
+    let refusals = 0;
     for (let tries = 0; !this.#abandon.signal.aborted; tries++) {
       try {
         const answer = await this.#send("finish", { token: this.task.token, workerId, ...tried, ...finish }, 10_000);
@@ -143,12 +153,11 @@ export class TaskRun {
         const body = answer.body as { code?: unknown; retryable?: unknown } | undefined;
         if (answer.status < 500 && body?.retryable !== true) {
           log.warn("finish refused", { task: this.task.id, status: answer.status, code: body?.code });
-          // Too much to keep: the service should still hear that the try is over.
-          if (answer.status === 413 && (finish.result !== undefined || finish.stdout !== undefined)) {
-            finish = { status: "failed", stderr: "the result was too large" };
-            continue;
-          }
-          return;
+          if (answer.status !== 400 && answer.status !== 413) return;
+          const instead = lesser(finish, answer, refusals++);
+          if (instead === undefined) return;
+          finish = instead;
+          continue;
         }
       } catch (error) {
         if (!(error instanceof Unanswered)) log.warn("finish failed", { task: this.task.id, error });
@@ -168,6 +177,34 @@ export class TaskRun {
 
 interface Finish extends TaskResult {
   readonly status: "ok" | "failed";
+}
+
+/** What is sent instead of a finish that can't be kept: the service should hear in any case that the try is over. */
+function lesser(finish: Finish, { status, body }: Answer, refusals: number): Finish | undefined {
+  const short = bounded(finish, shortOutput);
+  const printed = (finish.stdout?.length ?? 0) + (finish.stderr?.length ?? 0);
+  if (refusals === 0 && status === 413 && printed > shortOutput) return short;
+  if (refusals > 1) return undefined;
+  const { detail, errors } = (body ?? {}) as { detail?: unknown; errors?: unknown };
+  const why = [detail, errors === undefined ? undefined : JSON.stringify(errors)]
+    .filter((part) => typeof part === "string")
+    .join(" ");
+  const reason = `the finish of this try (${finish.status}) was refused with ${status}: ${why}`.slice(0, shortOutput);
+  const stderr = typeof short.stderr === "string" ? `${short.stderr}\n${reason}` : reason;
+  return bounded({ status: "failed", stderr }, 2 * shortOutput);
+}
+
+/** With the ends of what was printed, without what can't be stored. */
+function bounded(finish: Finish, limit: number): Finish {
+  const text = (output: string | undefined): string | undefined =>
+    typeof output === "string" ? (storable(output.slice(-limit)) as string) : output;
+  return { ...finish, ...given({ result: finish.result, stdout: text(finish.stdout), stderr: text(finish.stderr) }) };
+}
+
+/** As it will arrive. Throws for what can't be sent at all, such as a result that holds itself: the try has failed. */
+function asJson(result: TaskResult["result"]): TaskResult["result"] {
+  if (result === undefined) return undefined;
+  return storable(JSON.parse(JSON.stringify(result)), deepestResult) as TaskResult["result"];
 }
 
 function given(values: { [K in keyof TaskResult]-?: TaskResult[K] | undefined }): TaskResult {

@@ -10,12 +10,17 @@ import type { AccessBook } from "./book.js";
 import { JwtVerifier } from "./jwt.js";
 import { Rates } from "./rates.js";
 import { allows, isSecretOf, looksOwn, newSecret, parseToken, type KeptToken } from "./tokens.js";
+import type { WriteRates } from "./write-rates.js";
 
 /** What a request needs. */
 export interface Need {
   readonly scope: Scope;
   /** Counts against the tenant's writes per second. */
   readonly write: boolean;
+  /** What is asked for, without its ids: `DELETE /v1/tokens/{id}`. */
+  readonly route: string;
+  /** Of a request that was admitted before: it counts against nothing, and a refusal is not noted. */
+  readonly again: boolean;
 }
 
 type AccessConfig = Pick<
@@ -34,6 +39,7 @@ type AccessConfig = Pick<
 export interface AccessOptions {
   readonly config: AccessConfig;
   readonly book: AccessBook;
+  readonly writes: WriteRates;
   readonly time: Time;
   readonly random: Random;
   readonly log: Logger;
@@ -56,7 +62,6 @@ export class Access {
   readonly #admin: Buffer | undefined;
   readonly #inner: string;
   readonly #rates = new Rates();
-  readonly #writes = new Rates();
 
   constructor(options: AccessOptions) {
     const { config, random, time } = options;
@@ -146,7 +151,7 @@ export class Access {
   #permit(caller: Caller, need: Need, request: IncomingMessage, bucket: string | null, rate: number | null): Caller {
     const now = this.#o.time.monotonic();
     const perSecond = rate ?? this.#o.config.tokenRequestsPerSecond;
-    if (bucket !== null && perSecond > 0) {
+    if (bucket !== null && perSecond > 0 && !need.again) {
       const waitSeconds = this.#rates.take(bucket, perSecond, now);
       if (waitSeconds > 0)
         throw new Problem("rate_limited", `This token may send ${perSecond} requests a second.`, {
@@ -154,17 +159,10 @@ export class Access {
         });
     }
     if (caller.scopes !== undefined && !allows(caller.scopes, need.scope)) {
-      this.#o.onForbidden?.(caller, need, request);
+      if (!need.again) this.#o.onForbidden?.(caller, need, request);
       throw new Problem("forbidden", `This needs the scope ${need.scope}.`);
     }
-    const writes = need.write ? this.#o.book.limits(caller.tenant)?.writesPerSecond : undefined;
-    if (writes !== undefined && writes !== null) {
-      const waitSeconds = this.#writes.take(caller.tenant, writes, now);
-      if (waitSeconds > 0)
-        throw new Problem("quota_exceeded", `This tenant may write ${writes} times a second.`, {
-          retryAfterSeconds: waitSeconds,
-        });
-    }
+    if (need.write && !need.again) this.#o.writes.take(caller.tenant);
     return caller;
   }
 

@@ -4,13 +4,18 @@ import type { Caller } from "../api.js";
 import type { Need } from "./access.js";
 import type { AuditEntry } from "./audit.js";
 
-/** The same caller's refusals are noted at most so often, and of so many callers at once. */
-const everyMs = 10_000;
+/**
+ * Entries stay for ever, so no caller makes many: one for each route in this time (whatever ids the paths name), so many in
+ * all; of so many callers at once.
+ */
+const everyMs = 60_000;
+const most = 10;
 const bound = 1_000;
 
 /** Notes callers who tried what only operators and administrators may do. */
 export class ForbiddenNotes {
-  readonly #last = new Map<string, number>();
+  /** Of each caller, when a refusal was noted last, by route. */
+  readonly #last = new Map<string, Map<string, number>>();
 
   constructor(
     private readonly o: {
@@ -25,11 +30,14 @@ export class ForbiddenNotes {
     if (need.scope !== "operate" && need.scope !== "admin") return;
     const path = (request.url ?? "").split("?", 1)[0] ?? "";
     const action = `${request.method ?? ""} ${path.slice(0, 200)}`;
-    const key = `${caller.tenant}/${caller.principal} ${action}`;
+    const who = `${caller.tenant}/${caller.principal}`;
     const now = this.o.time.monotonic();
-    if (now - (this.#last.get(key) ?? -Infinity) < everyMs) return;
-    this.#last.delete(key);
-    this.#last.set(key, now);
+    const noted = this.#last.get(who) ?? new Map<string, number>();
+    for (const [route, at] of noted) if (now - at >= everyMs) noted.delete(route);
+    if (noted.has(need.route) || noted.size >= most) return;
+    noted.set(need.route, now);
+    this.#last.delete(who);
+    this.#last.set(who, noted);
     if (this.#last.size > bound) for (const oldest of this.#last.keys()) if (this.#last.delete(oldest)) break;
     // Nobody waits for it, and it never fails.
     void this.o.note({

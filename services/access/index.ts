@@ -11,6 +11,7 @@ import { audited, auditIdOf } from "./audited.js";
 import { AccessBook } from "./book.js";
 import { ForbiddenNotes } from "./forbidden.js";
 import { ClusterQuotas } from "./quotas.js";
+import { WriteRates } from "./write-rates.js";
 
 export { TenantWorkers } from "./tenant-workers.js";
 
@@ -35,9 +36,11 @@ export function createAccess(parts: DatacenterParts) {
   const newId = (): string => documents.newId("a-");
   const wall = (): number => time.wall();
   const forbidden = new ForbiddenNotes({ dc: site, note, newId, time });
+  const writes = new WriteRates(book, time);
   const access = new Access({
     config,
     book,
+    writes,
     time,
     random,
     log,
@@ -51,6 +54,7 @@ export function createAccess(parts: DatacenterParts) {
     audit,
     services,
     quotas: new ClusterQuotas(book, data, time),
+    writes,
     /** The features of an operator, each with its entry in the audit trail, and those of an administrator. */
     extend: (extensions: Extensions): Extensions =>
       audited(

@@ -10,8 +10,8 @@ export class Rates {
 
   constructor(private readonly bound = 10_000) {}
 
-  /** Takes one. @returns 0, or the seconds after which there is one again */
-  take(name: string, perSecond: number, now: number): number {
+  /** Takes `count` once there is one: what is missing is owed. @returns 0, or the seconds after which there is one again */
+  take(name: string, perSecond: number, now: number, count = 1): number {
     const size = Math.max(1, perSecond);
     const bucket = this.#buckets.get(name) ?? { tokens: size, at: now };
     this.#buckets.delete(name);
@@ -24,9 +24,15 @@ export class Rates {
         break;
       }
     if (bucket.tokens >= 1) {
-      bucket.tokens -= 1;
+      bucket.tokens -= count;
       return 0;
     }
     return (1 - bucket.tokens) / perSecond;
+  }
+
+  /** What was taken and not used. */
+  give(name: string, count: number): void {
+    const bucket = this.#buckets.get(name);
+    if (bucket !== undefined) bucket.tokens += count;
   }
 }

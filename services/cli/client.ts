@@ -55,12 +55,19 @@ export class Client {
       throw failureOf(response.status, parse(text), text);
     }
     let rest = "";
-    for await (const chunk of (response.body ?? new ReadableStream<Uint8Array>()).pipeThrough(
-      new TextDecoderStream(),
-    )) {
-      const parts = (rest + chunk).split("\n");
-      rest = parts.pop() ?? "";
-      for (const part of parts) if (part.trim() !== "") yield JSON.parse(part) as T;
+    const reader = (response.body ?? new ReadableStream<Uint8Array>()).pipeThrough(new TextDecoderStream()).getReader();
+    try {
+      for (;;) {
+        const { done, value } = await reader.read().catch((error: unknown) => {
+          throw cutOff(error, timeoutMs);
+        });
+        if (done) break;
+        const parts = (rest + value).split("\n");
+        rest = parts.pop() ?? "";
+        for (const part of parts) if (part.trim() !== "") yield JSON.parse(part) as T;
+      }
+    } finally {
+      await reader.cancel().catch(() => undefined);
     }
     if (rest.trim() !== "") yield JSON.parse(rest) as T;
   }
@@ -138,6 +145,15 @@ export function queryOf(values: Readonly<Record<string, string | undefined>>): s
   return new URLSearchParams(
     Object.entries(values).filter((entry): entry is [string, string] => entry[1] !== undefined),
   ).toString();
+}
+
+function cutOff(cause: unknown, timeoutMs: number): Failure {
+  if ((cause as Error).name === "TimeoutError")
+    return new Failure("deadline_exceeded", `The answer was not complete within ${timeoutMs} ms.`, { cause });
+  return new Failure("unreachable", "The answer was cut off before its end: what came of it says nothing.", {
+    wayOut: "Repeat it; the server's log says why it stopped.",
+    cause,
+  });
 }
 
 function neverReached(error: unknown): boolean {

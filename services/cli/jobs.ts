@@ -14,12 +14,15 @@ interface Job extends Row {
   readonly error: string | null;
 }
 
-interface StartOptions {
+interface WaitOptions {
+  readonly wait?: boolean;
+  readonly timeout?: number;
+}
+
+interface StartOptions extends WaitOptions {
   readonly input?: string;
   readonly notBefore?: string;
   readonly key?: string;
-  readonly wait?: boolean;
-  readonly timeout?: number;
 }
 
 const columns = ["id", "clusterId", "type", "status", "attempt", "stage", "runsIn", "createdAt", "finishedAt"];
@@ -32,10 +35,8 @@ export function addJobs(program: Command): void {
     .description("start an operation and wait for its end; exit code 1 when it fails")
     .option("--input <json>", "JSON, @FILE, or @- for standard input")
     .option("--not-before <time>", "RFC 3339")
-    .option("--key <key>", "idempotency key: the same key takes effect once")
-    .option("--timeout <s>", "seconds to wait (default: 3600)", wholeNumber(1, 1_000_000))
-    .option("--no-wait", "return when it has been started");
-  common(start, true).action(verb<StartOptions>(startJob));
+    .option("--key <key>", "idempotency key: the same key takes effect once");
+  common(waiting(start), true).action(verb<StartOptions>(startJob));
   const list = jobs
     .command("list")
     .description("the jobs that this datacenter knows")
@@ -54,19 +55,40 @@ export function addJobs(program: Command): void {
       return 0;
     }),
   );
-  for (const action of ["cancel", "retry", "pause", "resume"]) {
+  for (const action of ["cancel", "pause"]) {
     common(jobs.command(`${action} <id>`).description(`${action} one`), true).action(
       verb(async (session, _options, [id = ""]) => {
-        const answer = await session.act("POST", `/v1/jobs/${encodeURIComponent(id)}/${action}`, { body: {} });
-        if (!session.dryRun) session.show(answer);
+        const answer = await change(session, id, action);
+        if (answer !== undefined) session.show(answer);
         return 0;
+      }),
+    );
+  }
+  // These set a job going again.
+  for (const action of ["retry", "resume"]) {
+    const command = jobs
+      .command(`${action} <id>`)
+      .description(`${action} one and wait for its end; exit code 1 when it fails`);
+    common(waiting(command), true).action(
+      verb<WaitOptions>(async (session, options, [id = ""]) => {
+        const going = await change(session, id, action);
+        return going === undefined ? 0 : seeThrough(session, going, options);
       }),
     );
   }
 }
 
+const waiting = (command: Command): Command =>
+  command
+    .option("--timeout <s>", "seconds to wait (default: 3600)", wholeNumber(1, 1_000_000))
+    .option("--no-wait", "return when it has been started");
+
+/** Undefined for a dry run. */
+const change = async (session: Session, id: string, action: string): Promise<Job | undefined> =>
+  (await session.act("POST", `/v1/jobs/${encodeURIComponent(id)}/${action}`, { body: {} })) as Job | undefined;
+
 async function startJob(session: Session, options: StartOptions, [cluster = "", type = ""]: string[]): Promise<number> {
-  const { input, notBefore, key, wait, timeout = 3600 } = options;
+  const { input, notBefore, key } = options;
   const body = {
     type,
     ...(input === undefined ? {} : { input: jsonArgument("--input", input) }),
@@ -77,7 +99,11 @@ async function startJob(session: Session, options: StartOptions, [cluster = "", 
     body,
     headers,
   })) as Job | undefined;
-  if (started === undefined) return 0;
+  return started === undefined ? 0 : seeThrough(session, started, options);
+}
+
+/** Waits for the job's end, unless told otherwise, and shows it. @returns the exit code */
+async function seeThrough(session: Session, started: Job, { wait, timeout = 3600 }: WaitOptions): Promise<number> {
   const job = wait === false ? started : await waitForEnd(session, started, timeout * 1000);
   session.show(job);
   if (job.status !== "failed" && job.status !== "cancelled") return 0;
@@ -96,7 +122,9 @@ async function waitForEnd(session: Session, started: Job, ms: number): Promise<J
     if (performance.now() > deadline)
       throw new Failure("deadline_exceeded", `${job.id} has not ended after ${ms / 1000} s; it goes on.`);
     await pause(200);
-    job = (await look(session, started.id)) ?? job;
+    const found = await look(session, started.id);
+    // A copy that has not heard of the new attempt yet still tells how the one before ended.
+    if (found !== undefined && found.attempt >= started.attempt) job = found;
   }
   return job;
 }

@@ -76,5 +76,6 @@ function report(error: unknown, json: boolean): number {
   }
   const unexpected = asError(error);
   process.stderr.write(`hothot: internal: ${unexpected.stack ?? unexpected.message}\n`);
+  if (json) printJson({ code: "internal", detail: unexpected.message });
   return 1;
 }

@@ -105,7 +105,7 @@ async function importClusters(session: Session, options: ImportOptions, file: st
   )) {
     const results = session.dryRun
       ? slice.lines.map((_, index): Result => ({ line: index + 1 }))
-      : await sendSlice(session, slice, key);
+      : await sendAll(session, slice, key);
     for (const result of results) {
       if (result.code === undefined) {
         done++;
@@ -171,6 +171,26 @@ async function* slicesOf(
     byte += rest.length;
   }
   if (lines.length > 0) yield cut();
+}
+
+/**
+ * Lines beyond the tenant's writes a second are sent again as long as some get through. They had no effect, so they go under a key of
+ * their own.
+ */
+async function sendAll(session: Session, slice: Slice, key: string): Promise<Result[]> {
+  const results = await sendSlice(session, slice, key);
+  const places = new Map(results.map(({ line }, index) => [line, index]));
+  for (;;) {
+    const left = results.filter(({ code }) => code === "quota_exceeded");
+    if (left.length === 0) return results;
+    const lines = left.map(({ line }) => slice.lines[line - 1] ?? "");
+    const again = await sendSlice(session, { ...slice, lines }, randomUUID());
+    for (const result of again) {
+      const { line } = left[result.line - 1] ?? result;
+      results[places.get(line) ?? results.length] = { ...result, line };
+    }
+    if (again.every(({ code }) => code === "quota_exceeded")) return results;
+  }
 }
 
 /** One bulk request; sent again with the same key while the service can't take all of it, so that each line takes effect once. */

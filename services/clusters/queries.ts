@@ -117,8 +117,15 @@ export function cursorParts(
       return typeof part === "number" && Number.isInteger(part) && part >= 0 && part <= most ? part : refuseCursor();
     }
     if (typeof part !== "string" || part.includes("\u0000")) return refuseCursor();
-    return kind === "text" || (timeForm.test(part) && !Number.isNaN(Date.parse(part))) ? part : refuseCursor();
+    return kind === "text" || isTime(part) ? part : refuseCursor();
   });
+}
+
+/** One that the calendar has, as databases are stricter than `Date`: no 30th of February, no year 0. */
+function isTime(text: string): boolean {
+  if (!timeForm.test(text) || text.startsWith("0000")) return false;
+  const ms = Date.parse(text);
+  return !Number.isNaN(ms) && new Date(ms).toISOString().startsWith(text.slice(0, 19));
 }
 
 const timeForm = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$/;

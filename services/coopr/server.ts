@@ -6,8 +6,8 @@ import { isLoopback } from "../../infra/config.js";
 import { asError, FatalError, Problem } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Service } from "../../infra/service.js";
+import { storable } from "../../infra/storable.js";
 import { BodyBudget, ClientGone, readBody } from "../http/body.js";
-import { storable } from "./wire.js";
 
 /** Finishes come with all that a task printed. */
 const bodyLimitBytes = 16_000_000;
@@ -172,6 +172,7 @@ function parsed(bytes: Buffer): unknown {
   const text = bytes.toString("utf8").trim();
   if (text === "") return undefined;
   try {
+    // A finish comes once only: nothing in it is refused.
     return storable(JSON.parse(text));
   } catch {
     throw new CooprRefusal(400, "the body is not JSON");

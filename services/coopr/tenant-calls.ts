@@ -73,14 +73,18 @@ export class TenantCalls {
 
   async #call(provisioner: Provisioner, method: "PUT" | "DELETE", tenant: string, body?: object): Promise<boolean> {
     const { id, host, port } = provisioner;
-    const address = host.includes(":") ? `[${host}]` : host;
+    const url = addressOf(provisioner, tenant);
+    if (url === undefined) {
+      this.#log.warn("a provisioner's address is none: it is not called", { provisioner: id, host, port });
+      return false;
+    }
     let failure: unknown;
     for (let number = 1; number <= tries; number++) {
       if (number > 1) await this.#time.sleep(apartMs);
       const late = new AbortController();
       const timer = this.#time.after(tryMs, () => late.abort(new Error(`no answer within ${tryMs} ms`)));
       try {
-        const answer = await fetch(`http://${address}:${port}/v2/tenants/${encodeURIComponent(tenant)}`, {
+        const answer = await fetch(url, {
           method,
           signal: late.signal,
           redirect: "error",
@@ -104,6 +108,18 @@ export class TenantCalls {
       error: asError(failure),
     });
     return false;
+  }
+}
+
+/** Undefined for what is no host's name or address, or no port: a registration is what somebody once sent. */
+export function addressOf({ host, port }: Pick<Provisioner, "host" | "port">, tenant: string): URL | undefined {
+  const isName = /^[A-Za-z0-9._-]{1,255}$/.test(host);
+  const isAddress6 = /^[0-9A-Fa-f:.]{2,45}$/.test(host) && host.includes(":");
+  if (!(isName || isAddress6) || !Number.isInteger(port) || port < 1 || port > 65_535) return undefined;
+  try {
+    return new URL(`/v2/tenants/${encodeURIComponent(tenant)}`, `http://${isName ? host : `[${host}]`}:${port}`);
+  } catch {
+    return undefined;
   }
 }
 

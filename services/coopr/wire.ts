@@ -82,19 +82,3 @@ export function outcomeOf(body: Finish): {
 
 const textOf = (value: unknown): string | undefined =>
   value === undefined || value === null ? undefined : typeof value === "string" ? value : JSON.stringify(value);
-
-const deepest = 24;
-
-/** What the database can't keep is replaced, not refused: a finish comes once only. */
-export function storable(value: unknown, depth = 0): unknown {
-  if (typeof value === "string") return value.replaceAll("\u0000", "\uFFFD").replaceAll(/\p{Surrogate}/gu, "\uFFFD");
-  if (typeof value === "number") return Number.isFinite(value) ? value : null;
-  if (typeof value !== "object" || value === null) return value;
-  if (depth >= deepest) return null;
-  if (Array.isArray(value)) return value.map((each) => storable(each, depth + 1));
-  return Object.fromEntries(
-    Object.entries(value)
-      .filter(([key]) => key !== "__proto__")
-      .map(([key, each]) => [storable(key) as string, storable(each, depth + 1)]),
-  );
-}

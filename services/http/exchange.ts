@@ -24,6 +24,8 @@ import { scopeOf, type Answer, type Call, type HttpOptions, type Route } from ".
 export interface Shared {
   readonly options: HttpOptions;
   readonly log: Logger;
+  /** `<dc>/<node>` of this process. */
+  readonly servedBy: string;
   readonly lanes: Lanes;
   readonly bodies: BodyBudget;
   readonly graceMs: number;
@@ -55,6 +57,8 @@ export async function exchange(
   let abort: AbortController | undefined;
   let failure: unknown;
   if (counted) lanes.opened();
+  // Their heads are written elsewhere.
+  if (route.lane === "stream" || route.lane === "probe") response.setHeader("Hothot-Served-By", shared.servedBy);
   try {
     if (counted && shared.draining()) throw new Problem("draining", undefined, { retryAfterSeconds: 1 });
     lanes.admit(route.lane);
@@ -62,7 +66,8 @@ export async function exchange(
     if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
     lanes.enter(route.lane);
     try {
-      const call: Call = { ...checked, request, response, signal: abort?.signal ?? never };
+      const allowed = (): Promise<boolean> => stillAllowed(shared, route, request);
+      const call: Call = { ...checked, request, response, allowed, signal: abort?.signal ?? never };
       const answer = await (route.lane === "stream" ? route.handle(call) : beforeLate(shared, route, call));
       answer?.confirm?.();
       if (answer !== undefined && !isGone(request, response))
@@ -94,7 +99,7 @@ async function readCall(
   requestId: string,
   started: number,
   traceparent: string | undefined,
-): Promise<Omit<Call, "request" | "response" | "signal">> {
+): Promise<Omit<Call, "request" | "response" | "allowed" | "signal">> {
   const { options } = shared;
   const rules: HeaderRules = { write: route.write === true, conditional: route.conditional === true };
   const faults: FieldError[] = [];
@@ -121,9 +126,24 @@ async function readCall(
 }
 
 /** Strangers may look at probes. */
-function callerOf({ options }: Shared, route: Route, request: IncomingMessage): Caller | Promise<Caller> {
+function callerOf(
+  { options }: Shared,
+  route: Route,
+  request: IncomingMessage,
+  again = false,
+): Caller | Promise<Caller> {
   if (options.admit === undefined || route.lane === "probe") return anonymous;
-  return options.admit(request, { scope: scopeOf(route), write: route.write === true });
+  const { method, path, write } = route;
+  return options.admit(request, { scope: scopeOf(route), write: write === true, route: `${method} ${path}`, again });
+}
+
+async function stillAllowed(shared: Shared, route: Route, request: IncomingMessage): Promise<boolean> {
+  try {
+    await callerOf(shared, route, request, true);
+    return true;
+  } catch (error) {
+    return !(error instanceof Problem && (error.code === "unauthorized" || error.code === "forbidden"));
+  }
 }
 
 async function readJsonBody(
@@ -213,6 +233,7 @@ function fail(
     socket.once("close", () => timer.cancel());
     return;
   }
+  response.setHeader("Hothot-Served-By", shared.servedBy);
   sendProblem(response, error, requestId, shared.draining() || isLongUnread(request));
 }
 

@@ -9,7 +9,11 @@ const idForm = /^[A-Za-z0-9._:-]{1,128}$/;
 const idMessage = "must be 1 to 128 of A-Za-z0-9._:-";
 
 export const clusterId = z.string().regex(idForm, idMessage).describe("1 to 128 of A-Za-z0-9._:-");
-export const workerId = clusterId;
+/** Registrations that begin with `coopr:` are provisioners, which the service calls back: they come by way of its adapter only. */
+export const workerId = z
+  .string()
+  .regex(/^(?!coopr:)[A-Za-z0-9._:-]{1,128}$/, `${idMessage}, and not begin with coopr:`)
+  .describe("1 to 128 of A-Za-z0-9._:-, not beginning with coopr:");
 /** Job, task, move and divergent ids: made by the service, so a wrong one is merely unknown. */
 export const madeId = z.string().regex(/^[A-Za-z0-9._:-]{1,256}$/, "must be 1 to 256 of A-Za-z0-9._:-");
 export const idParam = (id: z.ZodType<string>) => z.strictObject({ id });

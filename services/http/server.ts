@@ -1,10 +1,10 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { createServer, STATUS_CODES, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
 import { Router } from "express";
 import { within } from "../../infra/clock.js";
 import { Problem } from "../../infra/errors.js";
 import type { JsonObject } from "../../replication/entities.js";
-import { sendText } from "./answer.js";
+import { problemBody, sendText } from "./answer.js";
 import { BodyBudget } from "./body.js";
 import { createDashboard } from "./dashboard.js";
 import { exchange, type Shared } from "./exchange.js";
@@ -36,6 +36,7 @@ const defaults: HttpLimits = {
   bodyBytes: 128_000_000,
   eventBytes: 1_000_000,
   eventHeartbeatMs: 15_000,
+  eventCheckMs: 1_000,
   graceMs: 1_000,
   connections: 20_000,
 };
@@ -53,8 +54,10 @@ export function createHttpServer(options: HttpOptions): HttpServer {
   let stopping: Promise<void> | undefined;
   let document: JsonObject | undefined;
 
+  const servedBy = `${datacenter.name}/${datacenter.node}`;
   const shared: Shared = {
     options,
+    servedBy,
     log,
     lanes: new Lanes(limits.lanes),
     bodies: new BodyBudget(limits.bodyBytes),
@@ -63,7 +66,6 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     draining: () => refusing,
     requestId: () => `${process}-${(requests++).toString(36)}`,
   };
-  const servedBy = `${datacenter.name}/${datacenter.node}`;
   const backend: Backend = {
     datacenter,
     extensions: options.extensions ?? {},
@@ -88,7 +90,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
   });
   // An expectation that nobody knows is no reason to refuse.
   server.on("checkExpectation", serve);
-  server.on("clientError", answerNonsense);
+  server.on("clientError", (error, socket) => answerNonsense(shared, error, socket as Socket));
   server.maxConnections = limits.connections;
 
   const drain = (): Promise<void> =>
@@ -230,28 +232,29 @@ function pattern(path: string): RegExp {
   return new RegExp(`^${path.replaceAll(".", "\\.").replaceAll(/\{\w+\}/g, "[^/]+")}$`);
 }
 
-/** What isn't HTTP, or comes too slowly. */
-function answerNonsense(error: Error & { code?: string }, socket: Socket): void {
+/** What isn't HTTP, or comes too slowly: there is no request to answer, so the answer is written by hand. */
+function answerNonsense(shared: Shared, error: Error & { code?: string }, socket: Socket): void {
   if (error.code === "ECONNRESET" || !socket.writable) {
     socket.destroy();
     return;
   }
-  const status =
-    error.code === "ERR_HTTP_REQUEST_TIMEOUT"
-      ? "408 Request Timeout"
-      : error.code === "HPE_HEADER_OVERFLOW"
-        ? "431 Request Header Fields Too Large"
-        : "400 Bad Request";
-  const body = JSON.stringify({
-    type: "urn:hothot:problem:invalid_request",
-    title: "The request is not valid HTTP.",
-    status: Number(status.slice(0, 3)),
-    detail: status.slice(4),
-    code: "invalid_request",
-    retryable: false,
-    requestId: "",
-  });
-  socket.end(
-    `HTTP/1.1 ${status}\r\nContent-Type: application/problem+json\r\nContent-Length: ${Buffer.byteLength(body)}\r\nConnection: close\r\n\r\n${body}`,
-  );
+  const problem = nonsense(error.code);
+  const requestId = shared.requestId();
+  const body = JSON.stringify(problemBody(problem, requestId));
+  const head = [
+    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status] ?? ""}`,
+    "Content-Type: application/problem+json",
+    `Content-Length: ${Buffer.byteLength(body)}`,
+    `X-Request-Id: ${requestId}`,
+    `Hothot-Served-By: ${shared.servedBy}`,
+    "Connection: close",
+  ];
+  socket.end(`${head.join("\r\n")}\r\n\r\n${body}`);
+}
+
+function nonsense(code: string | undefined): Problem {
+  if (code === "ERR_HTTP_REQUEST_TIMEOUT")
+    return new Problem("deadline_exceeded", "The request did not arrive in time.");
+  if (code === "HPE_HEADER_OVERFLOW") return new Problem("payload_too_large", "The request's headers are too large.");
+  return refused([{ path: "", message: "is not HTTP" }]);
 }

@@ -44,6 +44,8 @@ export interface Call<Path = unknown, Query = unknown, Body = unknown> {
   readonly path: Path;
   readonly query: Query;
   readonly body: Body;
+  /** Whether who asked might still ask: for what stays open for long. */
+  readonly allowed: () => Promise<boolean>;
   /** Aborts when the client hangs up, and when the process drains. In lanes `poll` and `stream` only; elsewhere it never does. */
   readonly signal: AbortSignal;
 }
@@ -177,6 +179,8 @@ export interface HttpLimits {
   /** Bytes that a server-sent event client may be behind before it is cut off. */
   readonly eventBytes: number;
   readonly eventHeartbeatMs: number;
+  /** How often an event client's token is looked at again. */
+  readonly eventCheckMs: number;
   /** After its deadline a request that nothing answered is answered here. */
   readonly graceMs: number;
   readonly connections: number;
@@ -193,7 +197,7 @@ export interface HttpOptions {
   /** Who asks; throws a Problem when that may not be. Not asked for probes. Default: everybody is `anonymous`, and may do everything. */
   readonly admit?: (
     request: IncomingMessage,
-    need: { readonly scope: Scope; readonly write: boolean },
+    need: { readonly scope: Scope; readonly write: boolean; readonly route: string; readonly again: boolean },
   ) => Caller | Promise<Caller>;
   /** Where an exporter is configured. */
   readonly tracing?: Tracing | undefined;

@@ -206,6 +206,39 @@ describe("the command line", () => {
     assert.equal(existsSync(`${file}.import`), false);
   });
 
+  it("imports again what was beyond the tenant's writes a second, as long as some gets through", async () => {
+    let room = 2;
+    const bodies: string[] = [];
+    answer = (_request, response) => {
+      const lines = (seen.at(-1)?.body ?? "").split("\n");
+      bodies.push(lines.filter((line) => line !== "").join(","));
+      let left = room;
+      response.setHeader("content-type", "application/x-ndjson");
+      for (const [index, line] of lines.entries())
+        if (line !== "")
+          response.write(
+            `${JSON.stringify({ line: index + 1, status: left > 0 ? 201 : 429, ...(left-- > 0 ? { version: 1 } : { code: "quota_exceeded", detail: "slowly" }) })}\n`,
+          );
+      response.end();
+    };
+    const file = path.join(dir, "quota.ndjson");
+    writeFileSync(file, "1\n\n2\n3\n4\n5\n");
+    const run = async () => {
+      bodies.length = 0;
+      const { code, stdout } = await runCli(["clusters", "import", file, "--url", url, "--json"]);
+      const { done, rejects } = JSON.parse(stdout) as { done: number; rejects: { line: number }[] };
+      return { code, done, rejected: rejects.map(({ line }) => line), bodies: [...bodies] };
+    };
+    assert.deepEqual(await run(), { code: 0, done: 5, rejected: [], bodies: ["1,2,3,4,5", "3,4,5", "5"] });
+    room = 0;
+    assert.deepEqual(await run(), {
+      code: 1,
+      done: 0,
+      rejected: [1, 3, 4, 5, 6],
+      bodies: ["1,2,3,4,5", "1,2,3,4,5"],
+    });
+  });
+
   it("waits for the end of a long operation, and fails when it failed", async () => {
     let asked = 0;
     const operation = (status: string): unknown => ({
@@ -230,6 +263,51 @@ describe("the command line", () => {
     const failed = await runCli(["drain", "--dc", "east", "--url", url]);
     assert.equal(failed.code, 1);
     assert.match(failed.stderr, /^hothot: failed: target died/m);
+  });
+
+  it("waits for the end of a job that it sets going again", async () => {
+    const job = (status: string, attempt: number): unknown => ({
+      id: "j1-a",
+      status,
+      attempt,
+      stage: null,
+      error: status === "failed" ? "no route" : null,
+    });
+    for (const verb of ["retry", "resume"])
+      for (const [end, expected] of [
+        ["complete", 0],
+        ["failed", 1],
+      ] as const) {
+        let asked = 0;
+        answer = (request, response) => {
+          if (request.method === "POST") return reply(response, 202, job("running", 2));
+          // The first look is at a copy that has not heard of it.
+          reply(response, 200, asked++ === 0 ? job("failed", 1) : job(asked < 3 ? "running" : end, 2));
+        };
+        const { code, stdout, stderr } = await runCli(["jobs", verb, "j1-a", "--url", url, "--json"]);
+        assert.equal(code, expected, stderr);
+        assert.deepEqual(JSON.parse(stdout), job(end, 2));
+        assert.equal(asked, 3);
+      }
+    const begun = await runCli(["jobs", "retry", "j1-a", "--no-wait", "--url", url, "--json"]);
+    assert.deepEqual([begun.code, JSON.parse(begun.stdout)], [0, job("running", 2)]);
+  });
+
+  it("says so when an answer is cut off, with --json as JSON", async () => {
+    answer = (_request, response) => {
+      response.writeHead(200, { "content-type": "application/x-ndjson" });
+      response.write('{"shard":1,"dc":"east","epoch":1,"position":5,"equal":true,"clusters":[]}\n{"sha', () =>
+        response.destroy(),
+      );
+    };
+    const { code, stdout, stderr } = await runCli(["verify", "--url", url, "--json"]);
+    assert.equal(code, 1);
+    assert.match(stderr, /^hothot: unreachable: The answer was cut off/m);
+    assert.equal((JSON.parse(stdout) as { code: string }).code, "unreachable");
+    answer = (_request, response) => void response.writeHead(200).write("\n");
+    const late = await runCli(["verify", "--timeout", "1", "--url", url, "--json"]);
+    assert.equal(late.code, 1);
+    assert.equal((JSON.parse(late.stdout) as { code: string }).code, "deadline_exceeded");
   });
 
   it("tells by its exit code whether copies differ", async () => {

@@ -148,7 +148,24 @@ describe("HTTP against hostile requests", () => {
       await rawBytes(t.port, "NONSENSE\r\n\r\n"),
       /^HTTP\/1.1 400 .*\r\ncontent-type: application\/problem\+json/is,
     );
-    assert.match(await rawBytes(t.port, `GET / HTTP/1.1\r\nx: ${"y".repeat(40_000)}\r\n\r\n`), /^HTTP\/1.1 431 /);
+    for (const [bytes, status, code] of [
+      ["NONSENSE\r\n\r\n", 400, "invalid_request"],
+      [`GET / HTTP/1.1\r\nx: ${"y".repeat(40_000)}\r\n\r\n`, 413, "payload_too_large"],
+    ] as const) {
+      const [head = "", body = ""] = (await rawBytes(t.port, bytes)).split("\r\n\r\n");
+      assert.match(head, new RegExp(`^HTTP/1.1 ${status} `));
+      assert.match(head, /\r\nhothot-served-by: east\/n1/i);
+      const problem = JSON.parse(body) as Record<string, unknown>;
+      assert.deepEqual([problem["status"], problem["code"]], [status, code]);
+      assert.equal(problem["requestId"], /\r\nX-Request-Id: (\S+)/.exec(head)?.[1]);
+    }
+    // What comes too slowly, without the wait for it.
+    const slow = net.connect(t.port, "127.0.0.1");
+    const [served] = (await once(t.http.server, "connection")) as [net.Socket];
+    t.http.server.emit("clientError", Object.assign(new Error("late"), { code: "ERR_HTTP_REQUEST_TIMEOUT" }), served);
+    const [said] = (await once(slow, "data")) as [Buffer];
+    assert.match(said.toString(), /^HTTP\/1.1 504 .*"code":"deadline_exceeded"/s);
+    slow.destroy();
     const before = t.datacenter.asked.length;
     for (let i = 0; i < 20; i++) {
       const socket = net.connect(t.port, "127.0.0.1");

@@ -51,6 +51,30 @@ describe("HTTP routes", () => {
     assert.equal(missing.headers["hothot-owner"], "west");
   });
 
+  it("names who answered in every answer", async () => {
+    const headers = { "content-type": "application/x-ndjson" };
+    for (const [method, path, status] of [
+      ["GET", "/v1/clusters/none", 404],
+      ["PUT", "/v1/clusters/a%20b", 400],
+      ["GET", "/nowhere", 404],
+      ["DELETE", "/v1/topology", 405],
+      ["GET", "/v1/verify", 200],
+      ["POST", "/v1/clusters/bulk", 404],
+      ["GET", "/metrics", 200],
+      ["GET", "/livez", 200],
+      ["GET", "/", 200],
+    ] as const) {
+      const got =
+        path === "/"
+          ? await fetch(t.url)
+          : await t.ask(method, path, path.endsWith("bulk") ? { raw: "{}", headers } : {});
+      assert.equal(got.status, status, path);
+      const served =
+        got.headers instanceof Headers ? got.headers.get("hothot-served-by") : got.headers["hothot-served-by"];
+      assert.equal(served, "east/n1", path);
+    }
+  });
+
   it("answers what an answer says of itself in the moment in which it is sent", async () => {
     t.datacenter.confirm = () => {
       throw new Problem("outcome_unknown", "the lease ran out before the answer was sent");

@@ -3,6 +3,8 @@ import { once } from "node:events";
 import http from "node:http";
 import net from "node:net";
 import { describe, it } from "node:test";
+import { Problem } from "../../infra/errors.js";
+import type { Caller } from "../../services/api.js";
 import type { BulkLine } from "../../services/http/index.js";
 import { assertProblem, startHttp, until, type HttpTest } from "./http-support.js";
 
@@ -42,6 +44,31 @@ describe("GET /v1/events", () => {
       response.destroy();
       await until(() => t.datacenter.listeners.size === 0);
     }));
+
+  it("ends when its token does, and counts against no rate meanwhile", () => {
+    let refusal: Problem | undefined;
+    const needs: { readonly again: boolean; readonly write: boolean }[] = [];
+    const admit = (_request: unknown, need: { readonly again: boolean; readonly write: boolean }): Caller => {
+      needs.push(need);
+      if (refusal !== undefined) throw refusal;
+      return { tenant: "", principal: "p" };
+    };
+    return withHttp({ admit, limits: { eventCheckMs: 10 } }, async (t) => {
+      const { text, ended } = await openStream(t, "/v1/events");
+      await until(() => needs.length > 3);
+      assert.deepEqual(new Set(needs.slice(1).map(({ again }) => again)), new Set([true]));
+      assert.equal(needs[0]?.again, false);
+      // Whose token can't be judged now stays.
+      refusal = new Problem("overloaded");
+      const before = needs.length;
+      await until(() => needs.length > before + 2);
+      assert.equal(ended(), false);
+      refusal = new Problem("unauthorized");
+      await until(ended);
+      assert.equal(t.datacenter.listeners.size, 0);
+      assert.doesNotMatch(text(), /still here/);
+    });
+  });
 
   it("cuts off a client that doesn't read", () =>
     withHttp({ limits: { eventBytes: 50_000 } }, async (t) => {

@@ -230,6 +230,78 @@ test("a finish is repeated until it is answered, with the same token; a stale on
   await until("it goes on", () => service.of("/finish").length === 7);
 });
 
+test("of what a handler printed the end is sent, without what can't be stored; good work stays good", async (context) => {
+  const service = await FakeService.start(context);
+  service.add();
+  service.add({ name: "FAIL" });
+  const at = new Date(0);
+  const printed = `first${"x".repeat(600_000)}a\u0000b\ud800c\u{1F600}`;
+  const worker = work(context, service, {
+    CREATE: async () => ({
+      result: { at, "k\u0000": "\udc00" },
+      stdout: printed,
+      stderr: `${"\u{1F600}".repeat(40_000)}y`,
+    }),
+    FAIL: async () => {
+      throw Object.assign(new Error("no route"), { stderr: printed });
+    },
+  });
+  await until("both are finished", () => service.of("/finish").length === 2 && worker.running === 0);
+  const [ok, failed] = service.of("/finish").sort((a, b) => (a.path < b.path ? -1 : 1));
+  assert.equal(ok?.body["status"], "ok");
+  assert.deepEqual(ok.body["result"], { at: at.toISOString(), "k\uFFFD": "\uFFFD" });
+  assert.equal(ok.body["stdout"], `${"x".repeat(63_993)}a\uFFFDb\uFFFDc\u{1F600}`);
+  // Cut within a pair of surrogates.
+  assert.equal(ok.body["stderr"], `\uFFFD${"\u{1F600}".repeat(31_999)}y`);
+  assert.equal(failed?.body["status"], "failed");
+  assert.equal(String(failed.body["stderr"]).length, 64_000);
+  assert.match(String(failed.body["stderr"]), /a\uFFFDb\uFFFDc\u{1F600}\nno route$/u);
+});
+
+test("a finish that is refused as too large or wrong comes as a lesser one, and at last as a failed one", async (context) => {
+  const service = await FakeService.start(context);
+  const refusal = (status: number, code: string, detail: string): Reply => ({
+    status,
+    body: { code, detail, retryable: false },
+  });
+  const sent = (): unknown[] =>
+    service.of("/finish").map(({ body }) => [body["status"], body["stdout"], body["stderr"]]);
+  const long = "\u0001".repeat(64_000);
+  // Too much of stderr alone.
+  service.finish = ({ body }) =>
+    String(body["stderr"]).length > 10_000 ? refusal(413, "payload_too_large", "too much") : { status: 200, body: {} };
+  const worker = work(context, service, {
+    CREATE: async () => ({ stderr: long }),
+    RESULT: async () => ({ result: { text: "x".repeat(70_000) }, stdout: "done" }),
+    CYCLE: async () => {
+      const result: Record<string, unknown> = {};
+      return { result: Object.assign(result, { result }) };
+    },
+  });
+  service.add();
+  await until("good work is kept", () => service.of("/finish").length === 2 && worker.running === 0);
+  assert.deepEqual(sent()[1], ["ok", undefined, "\u0001".repeat(2_000)]);
+  for (const status of [400, 413] as const) {
+    service.seen.length = 0;
+    service.finish = ({ body }) =>
+      body["status"] === "ok" ? refusal(status, "any", "A task's result is bounded.") : { status: 200, body: {} };
+    service.add({ name: "RESULT" });
+    await until("it has failed", () => service.of("/finish").length === 2 && worker.running === 0);
+    const reason = `the finish of this try (ok) was refused with ${status}: A task's result is bounded.`;
+    assert.deepEqual(sent()[1], ["failed", undefined, reason]);
+  }
+  service.seen.length = 0;
+  service.finish = () => ({ status: 200, body: {} });
+  service.add({ name: "CYCLE" });
+  await until("what can't be sent has failed", () => service.of("/finish").length === 1 && worker.running === 0);
+  assert.match(JSON.stringify(sent()), /failed.*circular/);
+  // Whatever is refused for ever is given up.
+  service.seen.length = 0;
+  service.finish = () => refusal(400, "invalid_request", "never");
+  service.add();
+  await until("it is given up", () => service.of("/finish").length === 3 && worker.running === 0);
+});
+
 test("the next URL is used when one fails, and stays in use", async (context) => {
   const first = await FakeService.start(context);
   const second = await FakeService.start(context);

@@ -2,7 +2,10 @@ import type { HttpLimits } from "../types.js";
 import { eventStream } from "../shapes.js";
 import { route, type Backend, type Route } from "../types.js";
 
-/** A client that is further behind than `limits.eventBytes` is cut off: it reconnects, and reads the present state. */
+/**
+ * A client that is further behind than `limits.eventBytes` is cut off: it reconnects, and reads the present state. So is one whose
+ * token ends: it can't come back.
+ */
 export function eventsRoute({ datacenter, time }: Backend, limits: HttpLimits): Route {
   return route({
     method: "GET",
@@ -10,7 +13,7 @@ export function eventsRoute({ datacenter, time }: Backend, limits: HttpLimits): 
     summary: "Server-sent events: ownership, health, job",
     lane: "stream",
     answers: { 200: eventStream },
-    async handle({ response, context, signal }) {
+    async handle({ response, context, allowed, signal }) {
       response.writeHead(200, {
         "Content-Type": eventStream,
         "Cache-Control": "no-store",
@@ -28,9 +31,13 @@ export function eventsRoute({ datacenter, time }: Backend, limits: HttpLimits): 
           send(`event: ${event.type}\ndata: ${JSON.stringify(event.data)}\n\n`);
       });
       try {
+        let beatAt = time.monotonic() + limits.eventHeartbeatMs;
         while (!signal.aborted) {
-          await time.sleep(limits.eventHeartbeatMs, signal);
+          await time.sleep(Math.min(limits.eventCheckMs, limits.eventHeartbeatMs), signal);
+          if (signal.aborted || !(await allowed())) break;
+          if (time.monotonic() < beatAt) continue;
           send(": still here\n\n");
+          beatAt = time.monotonic() + limits.eventHeartbeatMs;
         }
       } finally {
         leave();

@@ -1,0 +1,155 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { Problem, type ProblemCode } from "../../infra/errors.js";
+import { Progress } from "../../replication/progress.js";
+import { WriteRates } from "../../services/access/write-rates.js";
+import type { RequestContext } from "../../services/api.js";
+import { Face } from "../../services/face.js";
+import { epoch, position, shardId } from "../../shards/ids.js";
+import { ManualTime, settled } from "../harness/manual-time.js";
+
+const is =
+  (code: ProblemCode) =>
+  (error: unknown): boolean =>
+    error instanceof Problem && error.code === code;
+
+/** A face before parts that only remember what they were asked. */
+function standing(writesPerSecond: number | null = null) {
+  const time = new ManualTime();
+  const nothing = (): void => undefined;
+  const asked: { readonly what: string; readonly at: number; readonly waitMs?: number; readonly rows?: number }[] = [];
+  const ended: { last_position: number }[] = [];
+  let failure: Problem | undefined;
+  const progress = new Progress(time, { head: () => undefined } as never);
+  const parts = {
+    site: "east",
+    node: "n1",
+    servedBy: "east/n1",
+    shards: 4,
+    time,
+    progress,
+    config: { idempotencyRetentionMs: 1_000 },
+    metrics: { beforeScrape: nothing, writes: { inc: nothing } },
+    map: { onChange: nothing },
+    leases: { onChange: nothing },
+    jobEvents: { on: nothing },
+    data: {
+      pool: { query: async () => ({ rows: ended }) },
+      db: {
+        selectFrom: () => parts.data.db,
+        select: () => parts.data.db,
+        where: () => parts.data.db,
+        executeTakeFirst: async () => {
+          asked.push({ what: "worker", at: time.monotonic() });
+          return { id: "w" };
+        },
+      },
+    },
+    dispatcher: {
+      take: async ({ waitMs }: { waitMs: number }) => {
+        asked.push({ what: "take", at: time.monotonic(), waitMs });
+        return [];
+      },
+    },
+    router: {
+      execute: async ({ command }: { command: { rows: unknown[] } }) => {
+        if (failure !== undefined) throw failure;
+        asked.push({ what: "load", at: time.monotonic(), rows: command.rows.length });
+        return { result: { status: 200, body: [] }, route: "local" };
+      },
+    },
+  };
+  const book = { limits: () => ({ id: "", maxClusters: null, writesPerSecond }) };
+  const quotas = { reserve: async () => nothing };
+  const writes = new WriteRates(book, time);
+  const face = new Face(parts as never, {} as never, quotas as never, writes, {} as never, {} as never);
+  const context = (ms: number, minimum?: number): RequestContext => ({
+    requestId: "r",
+    caller: { tenant: "", principal: "p" },
+    deadline: time.monotonic() + ms,
+    durability: "local",
+    consistency: "local",
+    ...(minimum === undefined
+      ? {}
+      : { minPosition: { shard: shardId(1), epoch: epoch(2), position: position(minimum) } }),
+  });
+  return { time, face, asked, ended, progress, writes, context, fail: (problem?: Problem) => (failure = problem) };
+}
+
+const never = new AbortController().signal;
+
+test("a take and a worker's heartbeat wait until this datacenter has what the caller has seen", async () => {
+  const { time, face, asked, progress, context } = standing();
+  const began = time.monotonic();
+  const take = face.takeTasks(context(25_000, 7), { workerId: "w", waitMs: 20_000, max: 1 }, never);
+  await time.advance(10_000);
+  assert.equal(asked.length, 0);
+  progress.reached(shardId(1), epoch(2), position(7));
+  await take;
+  // What is left of the deadline is still waited for a task.
+  assert.deepEqual(asked, [{ what: "take", at: began + 10_000, waitMs: 15_000 }]);
+  await face.takeTasks(context(25_000), { workerId: "w", waitMs: 20_000, max: 1 }, never);
+  assert.equal(asked.at(-1)?.waitMs, 20_000);
+  const beat = face.workerHeartbeat(context(25_000, 8), "w");
+  await time.advance(10_000);
+  assert.equal(asked.length, 2);
+  progress.reached(shardId(1), epoch(2), position(8));
+  await beat;
+  assert.equal(asked.at(-1)?.what, "worker");
+});
+
+test("a take whose position does not come is refused at its deadline; one of an epoch that ended is lost", async () => {
+  const { time, face, asked, ended, progress, context } = standing();
+  const late = assert.rejects(
+    face.takeTasks(context(5_000, 7), { workerId: "w", waitMs: 0, max: 1 }, never),
+    is("deadline_exceeded"),
+  );
+  await time.advance(5_000);
+  await late;
+  progress.reached(shardId(1), epoch(3), position(1));
+  ended.push({ last_position: 6 });
+  const take = face.takeTasks(context(5_000, 7), { workerId: "w", waitMs: 0, max: 1 }, never);
+  await assert.rejects(take, is("position_lost"));
+  assert.deepEqual(asked, []);
+});
+
+test("a take that waits for a position ends when its client leaves", async () => {
+  const { face, asked, context } = standing();
+  const left = new AbortController();
+  const take = face.takeTasks(context(600_000, 7), { workerId: "w", waitMs: 0, max: 1 }, left.signal);
+  await settled();
+  left.abort();
+  // The dispatcher knows what to do for nobody.
+  await take;
+  assert.equal(asked.length, 1);
+});
+
+test("each row of a bulk request counts as a write of its tenant; what had no effect does not", async () => {
+  const { time, face, asked, writes, context, fail } = standing(10);
+  const began = time.monotonic();
+  const rows = (count: number) =>
+    Array.from({ length: count }, (_, i) => ({
+      id: `c${i}`,
+      name: "n",
+      spec: "{}",
+      state: "{}",
+      labels: "{}",
+      expiresAt: null,
+    }));
+  fail(new Problem("overloaded"));
+  for (let n = 0; n < 5; n++) await assert.rejects(face.load(context(60_000), shardId(1), rows(100)), is("overloaded"));
+  fail();
+  await face.load(context(60_000), shardId(1), rows(100));
+  assert.throws(() => writes.take(""), is("quota_exceeded"));
+  const second = face.load(context(60_000), shardId(2), rows(500));
+  const third = assert.rejects(face.load(context(60_000), shardId(3), rows(10)), is("quota_exceeded"));
+  await time.advance(20_000);
+  await Promise.all([second, third]);
+  assert.deepEqual(
+    asked.map(({ rows: count, at }) => [count, Math.round((at - began) / 1_000)]),
+    [
+      [100, 0],
+      [500, 9],
+    ],
+  );
+});
