@@ -55,7 +55,7 @@ interface Side {
   close(): Promise<void>;
 }
 
-async function onPostgres(): Promise<Side> {
+async function onPostgres(): Promise<Side & { readonly sql: (text: string) => Promise<unknown> }> {
   const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
   const database = new Database({ ...options, connections: 3, name: "test" });
   const writes = new Database({ ...options, connections: 1, name: "test writes", pipeline: true });
@@ -71,6 +71,7 @@ async function onPostgres(): Promise<Side> {
     restores: new PostgresRestoreStore(database),
     outbox: new PostgresOutbox(database),
     during: (work) => work(),
+    sql: table,
     rows: async () => ({
       clusters: await table(
         "SELECT id, shard, version, name, changed_epoch AS epoch, changed_position AS position FROM clusters ORDER BY id",
@@ -485,6 +486,71 @@ test("the stores on PostgreSQL and those of the simulation do the same", async (
     for (const [what, times] of story.done) done.set(what, (done.get(what) ?? 0) + times);
   }
   t.diagnostic([...done].map(([what, times]) => `${what} ${times}`).join(", "));
+});
+
+test("what can't be set aside for the moment is tried again; only a tail that is not whole stops its shard", async () => {
+  const side = await onPostgres();
+  const [shard = shardId(0), other = shardId(1)] = shards;
+  let sequence = 0;
+  const opens = (of: ShardId, at: number, owner: string): Incoming => {
+    const open: OpenBody = {
+      from: at === 1 ? null : site,
+      kind: "takeover",
+      reason: "made up",
+      by: owner,
+      sameTenure: false,
+      closing: 0,
+      phasesMs: {},
+      drained: 0,
+      epochEnds: [],
+    };
+    const header: BatchHeader = {
+      generation: 1,
+      shard: of,
+      batchId: `${of}${at}`.padStart(16, "0"),
+      committedAt: now,
+      kind: "open",
+      epoch: epoch(at),
+      owner,
+      first: position(1),
+      count: 0,
+    };
+    const batch = decodeBatch(encodeBatch({ header, records: [], open }));
+    return { sequence: ++sequence, shard: of, header: batch.header, batch };
+  };
+  const apply = (...messages: Incoming[]) =>
+    side.replica.apply([{ partition: partition(0), from: (messages[0]?.sequence ?? 0) - 1, messages }]);
+  try {
+    await apply(opens(shard, 1, site), opens(other, 1, site));
+    // Large enough to be read in more than one piece.
+    for (let n = 0; n < 12; n++) await write(side, { shard, id: `c${n}`, mark: "x".repeat(500_000) });
+    for (let n = 0; n < 2; n++) await write(side, { shard: other, id: `o${n}`, mark: "w" });
+    await side.sql("DELETE FROM outbox WHERE shard = 1 AND position = 1");
+    await side.sql(`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN RAISE EXCEPTION 'the disk is full' USING ERRCODE = 'disk_full'; END $$`);
+    await side.sql("CREATE TRIGGER full_disk BEFORE INSERT ON divergent_operations EXECUTE FUNCTION full_disk()");
+    const ended = [opens(shard, 2, "west"), opens(other, 2, "west")];
+    await assert.rejects(apply(...ended), /the disk is full/);
+    assert.deepEqual(
+      (await side.shards.heads()).map((head) => [head.epoch, head.stopped]),
+      [
+        [1, null],
+        [1, null],
+      ],
+    );
+    await side.sql("DROP TRIGGER full_disk ON divergent_operations");
+    const { adoptions, stopped } = await apply(...ended);
+    assert.deepEqual(
+      adoptions.map(({ head, divergent }) => [head.shard, divergent]),
+      [[shard, 12]],
+    );
+    assert.deepEqual(
+      stopped.map((head) => head.shard),
+      [other],
+    );
+  } finally {
+    await side.close();
+  }
 });
 
 test("old idempotency keys go in small steps, the others stay, and only the replicator removes any", async () => {
