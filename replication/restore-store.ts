@@ -1,6 +1,5 @@
 import type { Database } from "../infra/postgres/database.js";
 import type { ShardId } from "../shards/ids.js";
-import { resetDigest } from "./digest.js";
 import { lockHeads, type FullHead } from "./heads.js";
 import { fromColumns, shapes, upsert } from "./rows.js";
 import type { ClusterRow, DocumentRow, JobRow, WorkerRow } from "./entities.js";
@@ -86,7 +85,6 @@ export class PostgresRestoreStore implements RestoreStore {
       await upsert(client, shapes.jobs, copy.jobs);
       await upsert(client, shapes.workers, copy.workers);
       await upsert(client, shapes.documents, copy.documents);
-      await resetDigest(client, shard);
       await client.query(
         `UPDATE restores SET cut_epoch = $4, cut_position = $5 FROM unnest($1::text[], $2::text[], $6::text[]) AS k(tenant, id, kind)
          WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
