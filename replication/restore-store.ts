@@ -96,8 +96,12 @@ export class PostgresRestoreStore implements RestoreStore {
 
   async settle(): Promise<void> {
     await this.database.pool.query(
-      `DELETE FROM restores r USING shard_head h WHERE h.shard = r.shard AND r.cut_epoch IS NOT NULL
-         AND (h.epoch > r.cut_epoch OR (h.epoch = r.cut_epoch AND h.position >= r.cut_position))`,
+      // Keys that came with a snapshot, instead of with their records, take effect here.
+      `WITH counts AS (DELETE FROM restores r USING shard_head h WHERE h.shard = r.shard AND r.cut_epoch IS NOT NULL
+         AND (h.epoch > r.cut_epoch OR (h.epoch = r.cut_epoch AND h.position >= r.cut_position)) RETURNING r.shard, r.kind)
+       UPDATE divergent_operations d SET status = 'superseded' FROM counts, idempotency_keys k
+       WHERE counts.kind = 'shard' AND d.shard = counts.shard AND d.status = 'open'
+         AND k.tenant = d.tenant AND k.key = d.idempotency_key AND k.shard = d.shard`,
     );
   }
 
