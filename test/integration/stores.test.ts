@@ -6,6 +6,9 @@ import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
+import type { Chunk, Folded } from "../../replication/copy-source.js";
+import { copyTables } from "../../replication/copy-tables.js";
+import { digestShards, resetDigest } from "../../replication/digest.js";
 import type { FullHead } from "../../replication/heads.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
@@ -18,12 +21,14 @@ import {
   type ReplicaStore,
 } from "../../replication/replica-store.js";
 import { PostgresRestoreStore, type RestoreStore } from "../../replication/restore-store.js";
+import { SnapshotStore } from "../../replication/snapshot-store.js";
 import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
+import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
 import { MemoryDatabase } from "../simulation/database.js";
 import { put } from "../simulation/operations.js";
@@ -52,10 +57,14 @@ interface Side {
   /** Carries out what was asked. */
   during<T>(work: () => Promise<T>): Promise<T>;
   rows(): Promise<unknown>;
+  /** Fails when the digests that are kept are not those of the rows. */
+  sound(): Promise<void>;
   close(): Promise<void>;
 }
 
-async function onPostgres(): Promise<Side & { readonly sql: (text: string) => Promise<unknown> }> {
+async function onPostgres(): Promise<
+  Side & { readonly database: Database; readonly sql: (text: string) => Promise<unknown> }
+> {
   const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
   const database = new Database({ ...options, connections: 3, name: "test" });
   const writes = new Database({ ...options, connections: 1, name: "test writes", pipeline: true });
@@ -71,7 +80,12 @@ async function onPostgres(): Promise<Side & { readonly sql: (text: string) => Pr
     restores: new PostgresRestoreStore(database),
     outbox: new PostgresOutbox(database),
     during: (work) => work(),
+    database,
     sql: table,
+    sound: async () => {
+      for (const { shard, expected, digest } of await digestShards(database, [...shards]))
+        assert.equal(expected, digest, `the digest of shard ${shard} is that of its rows`);
+    },
     rows: async () => ({
       clusters: await table(
         "SELECT id, shard, version, name, changed_epoch AS epoch, changed_position AS position FROM clusters ORDER BY id",
@@ -122,6 +136,7 @@ async function inMemory(): Promise<Side> {
     restores: new MemoryRestoreStore(database, process),
     outbox: new MemoryOutbox(database, process),
     during,
+    sound: async () => undefined,
     rows: async () => ({
       clusters: sorted(tables.rows.values(), (row) => row.id).map((row) => ({
         id: row.id,
@@ -296,6 +311,7 @@ class Story {
     await this.both("progress", async (side) => [...(await side.replica.progress())]);
     await this.both("incarnations", async (side) => [...(await side.shards.incarnations())].sort());
     await this.both("rows", (side) => side.rows());
+    for (const side of this.sides) await side.sound();
   }
 
   async #write(shard: ShardId): Promise<void> {
@@ -548,6 +564,150 @@ test("what can't be set aside for the moment is tried again; only a tail that is
       stopped.map((head) => head.shard),
       [other],
     );
+  } finally {
+    await side.close();
+  }
+});
+
+test("a jump voids what was cut above the end of any epoch that it passes; a load counts, and supersedes, only at its end", async () => {
+  const side = await onPostgres();
+  const [shard = shardId(0)] = shards;
+  const snapshots = new SnapshotStore(side.database, site);
+  const at = new Date(now).toISOString();
+  const clusters = ["kept", "void"].map((id, n) => ({
+    ...{
+      tenant: "",
+      id,
+      shard,
+      status: "active",
+      name: id,
+      spec: {},
+      state: {},
+      labels: {},
+      expiresAt: null,
+      version: 1,
+    },
+    ...{ createdAt: at, updatedAt: at, deleted: false, changedEpoch: epoch(2), changedPosition: position(100 + n) },
+  }));
+  const key = { tenant: "", key: "k", shard, fingerprint: "f", status: 200, body: {}, version: 1, created_at: at };
+  const there = { owner: "central", since: at, kind: "takeover", reason: "" };
+  const ended = [1, 2].map((each) => ({ epoch: epoch(each), owner: "west", last: position(100) }));
+  const folded: Folded = {
+    sequence: 5,
+    shards: [{ ...there, shard, epoch: 3, position: 120, epochEnds: ended }],
+  };
+  const chunk = (cut: number, rows: readonly object[] = []): [Chunk, string] => [
+    {
+      ...{ epoch: cut, position: 130, count: rows.length, total: rows.length, digest: "0" },
+      rows: Buffer.of(),
+      last: null,
+    },
+    JSON.stringify(rows),
+  ];
+  try {
+    await side.sql("UPDATE shard_head SET owner = 'west', epoch = 1, position = 100, published = 100 WHERE shard = 0");
+    await side.database.transaction((client) => upsert(client, shapes.clusters, clusters));
+    await side.sql(`INSERT INTO restores (shard, tenant, cluster_id, kind, cut_epoch, cut_position)
+      SELECT 0, '', id, 'cluster', changed_epoch, changed_position FROM clusters`);
+    await side.sql(`INSERT INTO divergent_operations
+      SELECT k, 'east', 0, 1, n, 0, '', 'c', 'cluster.put', 1, '{}', k, '', now(), now(), 'open' FROM unnest('{k,other}'::text[]) WITH ORDINALITY AS k(k, n)`);
+    const [jumped] = await snapshots.jump(partition(0), 0, folded, "first");
+    assert.deepEqual([jumped?.head.epoch, jumped?.loads], [3, true]);
+    await side.restores.settle();
+    assert.deepEqual(
+      await side.sql("SELECT id FROM clusters"),
+      [{ id: "kept" }],
+      "what epoch 2 never published is gone, also for one that has not seen that epoch",
+    );
+    assert.deepEqual(await side.sql("SELECT cluster_id AS id, cut_epoch AS cut FROM restores WHERE kind = 'cluster'"), [
+      { id: "void", cut: null },
+    ]);
+    await side.sql("DELETE FROM restores WHERE kind = 'cluster'; DELETE FROM clusters");
+    const take = async (cut: number): Promise<boolean> => {
+      const [loading] = await snapshots.loading();
+      const table = copyTables.find((each) => each.name === loading?.table);
+      assert.ok(loading !== undefined && table !== undefined);
+      const rows = table.name === "idempotency_keys" ? [{ ...key, changed_epoch: 4, changed_position: 125 }] : [];
+      return snapshots.store(loading, table, null, ...chunk(cut, rows));
+    };
+    assert.equal(await take(4), true, "a later epoch than is known here");
+    assert.equal(await take(5), false, "where epoch 4 ended isn't known here");
+    while ((await snapshots.loading()).length > 0) assert.equal(await take(4), true);
+    const aside = (): Promise<unknown> =>
+      side.sql("SELECT idempotency_key AS key, status FROM divergent_operations ORDER BY key");
+    await side.restores.settle();
+    assert.deepEqual(await aside(), [
+      { key: "k", status: "open" },
+      { key: "other", status: "open" },
+    ]);
+    await side.sql("UPDATE shard_head SET epoch = 4, position = 130, published = 130 WHERE shard = 0");
+    await side.restores.settle();
+    assert.deepEqual(await aside(), [
+      { key: "k", status: "superseded" },
+      { key: "other", status: "open" },
+    ]);
+  } finally {
+    await side.close();
+  }
+});
+
+test("a shard's digest is taken from its own jobs alone", async () => {
+  const side = await onPostgres();
+  const at = new Date(now).toISOString();
+  const job = (shard: ShardId, n: number): object => ({
+    ...{ id: `j${shard}-abcdefgh${n}`, shard, tenant: "", clusterId: `c${n}`, type: "t", input: {}, status: "done" },
+    ...{ attempt: 1, epoch: 1, stage: null, stages: [], checkpoint: null, startedIn: site, runsIn: site },
+    ...{
+      notBefore: null,
+      createdAt: at,
+      finishedAt: at,
+      error: null,
+      changedEpoch: epoch(1),
+      changedPosition: position(n),
+    },
+  });
+  const jobs = [1, 10, 12].flatMap((shard) => [1, 2, 3].map((n) => job(shardId(shard), n)));
+  try {
+    await side.sql("INSERT INTO shard_head (shard, partition, revision) VALUES (10, 0, 0), (12, 0, 0)");
+    await side.database.transaction((client) => upsert(client, shapes.jobs, jobs));
+    const digests = () => side.sql("SELECT shard, digest FROM shard_head ORDER BY shard");
+    const kept = await digests();
+    await side.database.transaction(async (client) => {
+      // Statements of earlier transactions may not have been counted yet.
+      const scans = async (): Promise<unknown> =>
+        (await client.query("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'jobs'")).rows;
+      // So few rows are read as a whole otherwise.
+      await client.query("SET LOCAL enable_seqscan = off");
+      const before = await scans();
+      for (const shard of [0, 1, 10, 12]) await resetDigest(client, shard);
+      assert.deepEqual(await scans(), before);
+    });
+    assert.deepEqual(await digests(), kept, "as it was kept row by row");
+    for (const some of [null, [1], [10, 1, 10, 0]])
+      for (const { expected, digest } of await digestShards(side.database, some)) assert.equal(digest, expected);
+  } finally {
+    await side.close();
+  }
+});
+
+test("of the finishes that are kept, those of the shards asked for are due, the oldest first", async () => {
+  const side = await onPostgres();
+  const finishes = new FinishStore(side.database);
+  try {
+    for (const task of ["j1-abcdefgh.1.1", "j12-abcdefgh.1.2", "j2-abcdefgh.1.3", "j1-abcdefgh.1.4"]) {
+      const command: FinishCommand = { type: "task.finish", taskId: task, token: "1.1.1", workerId: "w", status: "ok" };
+      await finishes.keep({ tenant: "", principal: "test" }, command, 0);
+    }
+    await finishes.keep(
+      { tenant: "", principal: "test" },
+      { type: "task.finish", taskId: "j3-abcdefgh.1.5", token: "3.1.1", workerId: "w", status: "ok" },
+      60_000,
+    );
+    assert.deepEqual((await finishes.shards()).sort(), [1, 12, 2]);
+    const due = async (limit: number, of: readonly number[]): Promise<string[]> =>
+      (await finishes.due(limit, of)).map(({ command }) => command.taskId);
+    assert.deepEqual(await due(10, [1, 2, 3]), ["j1-abcdefgh.1.1", "j2-abcdefgh.1.3", "j1-abcdefgh.1.4"]);
+    assert.deepEqual(await due(1, [1, 2]), ["j1-abcdefgh.1.1"]);
   } finally {
     await side.close();
   }
