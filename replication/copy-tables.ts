@@ -35,12 +35,15 @@ function copyTable(
   };
 }
 
+/** Job ids begin with their shard: with this condition their index finds those of one shard. `shard` is SQL of an int. */
+export const jobsOf = (id: string, shard: string): string =>
+  `${id} >= 'j' || ${shard} || '-' AND ${id} < 'j' || ${shard} || '.'`;
+
 /** All tables that travel, in the order in which a snapshot brings them. `$1` is the shard. */
 export const copyTables: readonly CopyTable[] = [
   copyTable(shapes.clusters, [text("tenant"), text("id")]),
   copyTable(shapes.jobs, [text("id")], {
-    // Job ids begin with their shard.
-    where: "id >= 'j' || $1::int || '-' AND id < 'j' || $1::int || '.'",
+    where: jobsOf("id", "$1::int"),
     local: ["stage"],
   }),
   copyTable(shapes.workers, [text("tenant"), text("id")]),

@@ -1,4 +1,5 @@
 import type { Client, Database } from "../infra/postgres/database.js";
+import { jobsOf } from "./copy-tables.js";
 import { shapes, type TableShape } from "./rows.js";
 
 /**
@@ -33,10 +34,7 @@ export async function digestShards(database: Database, shards: readonly number[]
   return database.transaction(async (client) => {
     await client.query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
     const sums = tables.map(
-      (shape) =>
-        `LEFT JOIN (SELECT t.shard, bit_xor(${digestOfRow(shape, "t")}) AS d${
-          shape === shapes.clusters ? ", count(*) FILTER (WHERE NOT t.deleted) AS n" : ""
-        } FROM ${shape.table} t WHERE $1::int[] IS NULL OR t.shard = ANY($1::int[]) GROUP BY t.shard) ${shape.table}_sum USING (shard)`,
+      (shape) => `LEFT JOIN (${sumsOf(shape, shards !== null)}) ${shape.table}_sum USING (shard)`,
     );
     const { rows } = await client.query<ShardDigest>(
       `SELECT h.shard, h.epoch, h.position, coalesce(clusters_sum.n, 0)::int AS clusters, coalesce(r.n, 0)::int AS restoring, h.digest AS expected, h.stopped,
@@ -51,18 +49,35 @@ export async function digestShards(database: Database, shards: readonly number[]
   });
 }
 
+/** SQL of what is recomputed of a table, by shard: of all, or of some in `$1`. */
+function sumsOf(shape: TableShape, some: boolean): string {
+  const digest = `bit_xor(${digestOfRow(shape, "t")})`;
+  // Shard by shard: only so does it look at no others' jobs.
+  if (some && shape === shapes.jobs)
+    return `SELECT s.shard, (SELECT ${digest} FROM jobs t WHERE t.shard = s.shard AND ${jobsOf("t.id", "s.shard")}) AS d
+      FROM (SELECT DISTINCT unnest($1::int[]) AS shard) AS s`;
+  const clusters = shape === shapes.clusters ? ", count(*) FILTER (WHERE NOT t.deleted) AS n" : "";
+  return `SELECT t.shard, ${digest} AS d${clusters} FROM ${shape.table} t ${some ? "WHERE t.shard = ANY($1::int[])" : ""} GROUP BY t.shard`;
+}
+
+/** Rows `t` of the shard `$1`, without a look at those of others. */
+const ofShard = (shape: TableShape): string =>
+  `t.shard = $1::int${shape === shapes.jobs ? ` AND ${jobsOf("t.id", "$1::int")}` : ""}`;
+
 /** The shard's digest is made what its rows' digests say: after rows were removed or copied. The shard's head is locked. */
 export async function resetDigest(client: Client, shard: number): Promise<void> {
-  const sums = tables.map((shape) => `coalesce((SELECT bit_xor(digest) FROM ${shape.table} WHERE shard = $1), 0)`);
-  await client.query(`UPDATE shard_head SET digest = ${sums.join(" # ")} WHERE shard = $1`, [shard]);
+  const sums = tables.map(
+    (shape) => `coalesce((SELECT bit_xor(t.digest) FROM ${shape.table} t WHERE ${ofShard(shape)}), 0)`,
+  );
+  await client.query(`UPDATE shard_head SET digest = ${sums.join(" # ")} WHERE shard = $1::int`, [shard]);
 }
 
 /** Per cluster id one number over its row and its jobs, of one shard: to name what differs. */
 export async function digestRows(database: Database, shard: number): Promise<Map<string, number>> {
   const { rows } = await database.pool.query<{ id: string; digest: number }>(
     `SELECT id, bit_xor(d) AS digest FROM (
-       SELECT t.id, ${digestOfRow(shapes.clusters, "t")} AS d FROM clusters t WHERE t.shard = $1
-       UNION ALL SELECT t.cluster_id AS id, ${digestOfRow(shapes.jobs, "t")} AS d FROM jobs t WHERE t.shard = $1
+       SELECT t.id, ${digestOfRow(shapes.clusters, "t")} AS d FROM clusters t WHERE ${ofShard(shapes.clusters)}
+       UNION ALL SELECT t.cluster_id AS id, ${digestOfRow(shapes.jobs, "t")} AS d FROM jobs t WHERE ${ofShard(shapes.jobs)}
      ) AS rows GROUP BY id`,
     [shard],
   );
@@ -72,8 +87,8 @@ export async function digestRows(database: Database, shard: number): Promise<Map
 /** Clusters of a shard whose rows (or jobs' rows) are not as they were written; at most `limit`. */
 export async function damagedClusters(database: Database, shard: number, limit: number): Promise<string[]> {
   const { rows } = await database.pool.query<{ id: string }>(
-    `SELECT t.id FROM clusters t WHERE t.shard = $1 AND t.digest <> ${digestOfRow(shapes.clusters, "t")}
-     UNION SELECT t.cluster_id FROM jobs t WHERE t.shard = $1 AND t.digest <> ${digestOfRow(shapes.jobs, "t")} LIMIT $2`,
+    `SELECT t.id FROM clusters t WHERE ${ofShard(shapes.clusters)} AND t.digest <> ${digestOfRow(shapes.clusters, "t")}
+     UNION SELECT t.cluster_id FROM jobs t WHERE ${ofShard(shapes.jobs)} AND t.digest <> ${digestOfRow(shapes.jobs, "t")} LIMIT $2`,
     [shard, limit],
   );
   return rows.map((row) => row.id);

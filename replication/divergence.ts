@@ -1,4 +1,5 @@
-import type { Client } from "../infra/postgres/database.js";
+import { asError } from "../infra/errors.js";
+import { isRefusal, type Client } from "../infra/postgres/database.js";
 import { position as toPosition, type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import { resetDigest } from "./digest.js";
 import type { FullHead } from "./heads.js";
@@ -6,13 +7,26 @@ import { readLoad } from "./load.js";
 import { voidSnapshots } from "./loading.js";
 import { decodeRecord, encodeRecord, type LogRecord } from "./record.js";
 
-/** Records that are looked at together. */
+/** Records that are looked at together, and bytes beyond which no further one joins them. */
 const atOnce = 200;
+const bytesAtOnce = 4_000_000;
+/** Operations are stored in statements of about so many bytes, and rows removed so many at a time: each is to end in its time. */
+const statementBytes = 4_000_000;
+const removedAtOnce = 10_000;
+
+/** The tail can't be undone, however often that is tried: anything else that goes wrong may go well the next time. */
+export class CannotSetAside extends Error {
+  constructor(message: string, cause?: unknown) {
+    super(message, { cause });
+    this.name = "CannotSetAside";
+  }
+}
 
 /**
  * Sets the divergent tail aside, whole, and undoes all that it wrote (section 6): in the transaction that adopts the newer
  * epoch. Clusters and workers that it touched are removed until they are restored from a current copy.
  * @returns how many operations
+ * @throws CannotSetAside
  */
 export async function setAside(client: Client, site: SiteName, head: FullHead, last: Position): Promise<number> {
   const touched: Touched = { clusters: new Map(), workers: new Map(), documents: new Map() };
@@ -21,31 +35,36 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
   // In pieces: a tail of loads may be long.
   for (let after = last; ;) {
     const { rows } = await client.query<OutboxRow>(
-      "SELECT epoch, position, record, committed_at FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position LIMIT $4",
-      [head.shard, head.epoch, after, atOnce],
+      `SELECT epoch, position, record, committed_at FROM (
+         SELECT *, sum(octet_length(record)) OVER (ORDER BY position) - octet_length(record) AS bytes_before
+         FROM (SELECT * FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3 ORDER BY position LIMIT $4) AS tail
+       ) AS tail WHERE bytes_before < $5 ORDER BY position`,
+      [head.shard, head.epoch, after, atOnce, bytesAtOnce],
     );
     const tail = rows.at(-1);
     if (tail === undefined) break;
-    const aside = rows.flatMap((row) => asideOf(row, site, head.shard, touched));
-    await client.query(
-      `INSERT INTO divergent_operations SELECT (jsonb_populate_record(null::divergent_operations, v || jsonb_build_object('set_aside_at', now()))).*
-       FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position, item) DO NOTHING`,
-      [JSON.stringify(aside)],
-    );
+    const aside = rows.flatMap((row) => readAside(row, site, head.shard, touched));
+    for (const piece of inPieces(aside.map((each) => JSON.stringify(each)))) await insertAside(client, piece);
     found += rows.length;
     operations += aside.length;
     after = toPosition(tail.position);
   }
   if (found !== head.position - last)
-    throw new Error(`the outbox of shard ${head.shard} holds ${found} of ${head.position - last} divergent operations`);
+    throw new CannotSetAside(
+      `the outbox of shard ${head.shard} holds ${found} of ${head.position - last} divergent operations`,
+    );
   await client.query("DELETE FROM idempotency_keys WHERE shard = $1 AND changed_epoch = $2 AND changed_position > $3", [
     head.shard,
     head.epoch,
     last,
   ]);
-  await remove(client, head.shard, "cluster", [...touched.clusters.values()]);
-  await remove(client, head.shard, "worker", [...touched.workers.values()]);
-  await remove(client, head.shard, "document", [...touched.documents.values()]);
+  for (const [kind, keys] of [
+    ["cluster", [...touched.clusters.values()]],
+    ["worker", [...touched.workers.values()]],
+    ["document", [...touched.documents.values()]],
+  ] as const)
+    for (let at = 0; at < keys.length; at += removedAtOnce)
+      await remove(client, head.shard, kind, keys.slice(at, at + removedAtOnce));
   await resetDigest(client, head.shard);
   await client.query("DELETE FROM outbox WHERE shard = $1 AND epoch = $2 AND position > $3", [
     head.shard,
@@ -53,6 +72,37 @@ export async function setAside(client: Client, site: SiteName, head: FullHead, l
     last,
   ]);
   return operations;
+}
+
+/** Of texts, as many at a time as stay below the bytes of a statement; at least one. */
+function* inPieces(texts: readonly string[]): Generator<readonly string[]> {
+  let piece: string[] = [];
+  let bytes = 0;
+  for (const text of texts) {
+    if (piece.length > 0 && bytes + text.length > statementBytes) {
+      yield piece;
+      piece = [];
+      bytes = 0;
+    }
+    piece.push(text);
+    bytes += text.length;
+  }
+  if (piece.length > 0) yield piece;
+}
+
+async function insertAside(client: Client, piece: readonly string[]): Promise<void> {
+  try {
+    await client.query(
+      `INSERT INTO divergent_operations SELECT (jsonb_populate_record(null::divergent_operations, v || jsonb_build_object('set_aside_at', now()))).*
+       FROM jsonb_array_elements($1::jsonb) AS v ON CONFLICT (shard, epoch, position, item) DO NOTHING`,
+      [`[${piece.join(",")}]`],
+    );
+  } catch (error) {
+    // Class 22 says that the values are no values of their types: they never will be.
+    if (isRefusal(error) && (error as { code?: string }).code?.startsWith("22") === true)
+      throw new CannotSetAside(error.message, error);
+    throw error;
+  }
 }
 
 interface OutboxRow {
@@ -67,6 +117,14 @@ interface Touched {
   readonly clusters: Keys;
   readonly workers: Keys;
   readonly documents: Keys;
+}
+
+function readAside(row: OutboxRow, site: SiteName, shard: ShardId, touched: Touched): object[] {
+  try {
+    return asideOf(row, site, shard, touched);
+  } catch (error) {
+    throw new CannotSetAside(`position ${row.position} can't be read: ${asError(error).message}`, error);
+  }
 }
 
 /** What a record of the tail holds as operations, one for each cluster of a load; notes what it touched. */

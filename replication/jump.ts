@@ -78,3 +78,12 @@ export function planJump(self: SiteName, head: FullHead, there: FoldedShard): Ju
     since: sound ? { epoch: head.epoch, position: ended } : null,
   };
 }
+
+/**
+ * Pure. Where the epoch in which a copy was cut ended, of the epochs that a jump passes: what was cut above it was never published.
+ * Where that is not known any more it is 0, and all of the copy is void.
+ */
+export function endOfCut(cutEpoch: number, head: FullHead, plan: JumpPlan, there: FoldedShard): Position {
+  if (cutEpoch === head.epoch) return plan.ended;
+  return toPosition(there.epochEnds.find((each) => each.epoch === cutEpoch)?.last ?? 0);
+}

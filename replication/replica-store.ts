@@ -1,5 +1,4 @@
 import type { Client, Database, Send } from "../infra/postgres/database.js";
-import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import {
   position as toPosition,
@@ -9,7 +8,7 @@ import {
   type ShardId,
   type SiteName,
 } from "../shards/ids.js";
-import { restoringOf, setAside, voidCopies } from "./divergence.js";
+import { CannotSetAside, restoringOf, setAside, voidCopies } from "./divergence.js";
 import { dropCarried, readCarried, takeCarried } from "./carried.js";
 import { insertHistory, type HistoryRow } from "./history.js";
 import { applyFast } from "./fast-apply.js";
@@ -295,9 +294,10 @@ export class PostgresReplicaStore implements ReplicaStore {
             try {
               divergent = await setAside(client, this.site, head, step.divergentAbove);
             } catch (error) {
+              if (!(error instanceof CannotSetAside)) throw error;
               // One shard that can't be undone must not hold up the others of its partition.
               await client.query("ROLLBACK TO SAVEPOINT divergence");
-              stop(`its divergent operations can't be set aside: ${asError(error).message}`);
+              stop(`its divergent operations can't be set aside: ${error.message}`);
               break;
             }
           }

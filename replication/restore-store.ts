@@ -1,6 +1,5 @@
 import type { Database } from "../infra/postgres/database.js";
 import type { ShardId } from "../shards/ids.js";
-import { resetDigest } from "./digest.js";
 import { lockHeads, type FullHead } from "./heads.js";
 import { fromColumns, shapes, upsert } from "./rows.js";
 import type { ClusterRow, DocumentRow, JobRow, WorkerRow } from "./entities.js";
@@ -86,7 +85,6 @@ export class PostgresRestoreStore implements RestoreStore {
       await upsert(client, shapes.jobs, copy.jobs);
       await upsert(client, shapes.workers, copy.workers);
       await upsert(client, shapes.documents, copy.documents);
-      await resetDigest(client, shard);
       await client.query(
         `UPDATE restores SET cut_epoch = $4, cut_position = $5 FROM unnest($1::text[], $2::text[], $6::text[]) AS k(tenant, id, kind)
          WHERE restores.shard = $3 AND restores.tenant = k.tenant AND restores.cluster_id = k.id AND restores.kind = k.kind`,
@@ -98,8 +96,12 @@ export class PostgresRestoreStore implements RestoreStore {
 
   async settle(): Promise<void> {
     await this.database.pool.query(
-      `DELETE FROM restores r USING shard_head h WHERE h.shard = r.shard AND r.cut_epoch IS NOT NULL
-         AND (h.epoch > r.cut_epoch OR (h.epoch = r.cut_epoch AND h.position >= r.cut_position))`,
+      // Keys that came with a snapshot, instead of with their records, take effect here.
+      `WITH counts AS (DELETE FROM restores r USING shard_head h WHERE h.shard = r.shard AND r.cut_epoch IS NOT NULL
+         AND (h.epoch > r.cut_epoch OR (h.epoch = r.cut_epoch AND h.position >= r.cut_position)) RETURNING r.shard, r.kind)
+       UPDATE divergent_operations d SET status = 'superseded' FROM counts, idempotency_keys k
+       WHERE counts.kind = 'shard' AND d.shard = counts.shard AND d.status = 'open'
+         AND k.tenant = d.tenant AND k.key = d.idempotency_key AND k.shard = d.shard`,
     );
   }
 

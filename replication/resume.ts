@@ -2,12 +2,13 @@ import type { Time } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Service } from "../infra/service.js";
-import type { ShardId, SiteName } from "../shards/ids.js";
+import type { Partition, ShardId, SiteName } from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
 import type { ShardStore } from "../shards/store.js";
 import type { LogOwnership } from "./ownership.js";
 import type { EpochEnd } from "./record.js";
 import type { Publisher } from "./publisher.js";
+import { nextInTurn } from "./turns.js";
 
 export interface ResumeOptions {
   readonly site: SiteName;
@@ -27,7 +28,9 @@ export interface ResumeOptions {
 
 const tickMs = 100;
 const attemptMs = 3_000;
-const atOnce = 128;
+/** Shared out evenly: a partition without a leader holds its places for as long as an attempt takes. */
+const atOnce = 256;
+const mostOfPartition = 32;
 
 /**
  * Settles shards that the log gives to this datacenter but that it may not serve (rules d, g, i): a suspended or moving one
@@ -39,7 +42,10 @@ export class Resume implements Service {
   readonly #o: ResumeOptions;
   readonly #log: Logger;
   readonly #stop = new AbortController();
-  readonly #busy = new Set<ShardId>();
+  readonly #busy = new Map<ShardId, Partition>();
+  /** In which turn a shard was last begun. */
+  readonly #began = new Map<ShardId, number>();
+  #turn = 0;
   readonly #restatedAt = new Map<ShardId, number>();
   #wake: () => void = () => undefined;
   #loop: Promise<void> = Promise.resolve();
@@ -68,10 +74,9 @@ export class Resume implements Service {
   async #run(): Promise<void> {
     while (!this.#stop.signal.aborted) {
       if (this.#o.active())
-        for (const head of this.#o.map.ownedBy(this.#o.site)) {
-          if (this.#busy.size >= atOnce) break;
-          if (this.#busy.has(head.shard) || head.stopped !== null || !this.#due(head)) continue;
-          this.#busy.add(head.shard);
+        for (const head of this.#next()) {
+          this.#busy.set(head.shard, head.partition);
+          this.#began.set(head.shard, ++this.#turn);
           void this.#settle(head)
             .catch((error: unknown) =>
               this.#log.warn("settling a shard failed", {
@@ -94,6 +99,20 @@ export class Resume implements Service {
       await this.#o.time.sleep(tickMs, ended.signal);
       this.#stop.signal.removeEventListener("abort", stop);
     }
+  }
+
+  #next(): Head[] {
+    const owned = this.#o.map.ownedBy(this.#o.site);
+    const share = Math.floor(atOnce / new Set(owned.map(({ partition }) => partition)).size);
+    return nextInTurn(
+      owned.filter((head) => !this.#busy.has(head.shard) && head.stopped === null && this.#due(head)),
+      {
+        busy: this.#busy,
+        lane: ({ partition }) => partition,
+        most: Math.max(1, Math.min(mostOfPartition, share)),
+        began: this.#began,
+      },
+    );
   }
 
   #due(head: Head): boolean {

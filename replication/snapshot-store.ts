@@ -1,12 +1,19 @@
 import type { Client, Database } from "../infra/postgres/database.js";
-import { epoch as toEpoch, type Partition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
+import {
+  epoch as toEpoch,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+  type SiteName,
+} from "../shards/ids.js";
 import { dropCarried } from "./carried.js";
 import { copyTables, pageCompare, rowHash, type CopyTable } from "./copy-tables.js";
 import type { Chunk, Cut, Folded, FoldedShard } from "./copy-source.js";
 import { resetDigest } from "./digest.js";
 import { setAside, voidCopies } from "./divergence.js";
 import { lockHeads, storeHeads, type FullHead } from "./heads.js";
-import { planJump } from "./jump.js";
+import { endOfCut, planJump } from "./jump.js";
 import { loadingColumns, loadingOf, startLoading, type Loading, type LoadingRow } from "./loading.js";
 import { Overtaken } from "./replica-store.js";
 import { shapes, type TableShape } from "./rows.js";
@@ -133,7 +140,8 @@ export class SnapshotStore {
     let divergent = 0;
     if (plan.divergentAbove !== null) divergent = await setAside(client, this.site, head, plan.divergentAbove);
     if (there.epoch > head.epoch) {
-      await voidCopies(client, head.shard, head.epoch, plan.ended);
+      for (const cut of await cutEpochs(client, head.shard, head.epoch, there.epoch))
+        await voidCopies(client, head.shard, cut, endOfCut(cut, head, plan, there));
       await dropCarried(client, [{ shard: head.shard, epoch: toEpoch(there.epoch) }]);
     }
     const loads = plan.loads || known !== undefined || unsettled;
@@ -166,13 +174,16 @@ export class SnapshotStore {
     return this.database.transaction(async (client) => {
       await client.query("SET LOCAL TIME ZONE 'UTC'");
       const head = (await lockHeads(client, [loading.shard])).get(loading.shard);
-      const { rows: found } = await client.query<LoadingRow>(
-        `SELECT ${loadingColumns} FROM snapshots WHERE shard = $1 FOR UPDATE`,
+      const { rows: found } = await client.query<LoadingRow & { readonly cut_epoch: number | null }>(
+        `SELECT ${loadingColumns}, cut_epoch FROM snapshots WHERE shard = $1 FOR UPDATE`,
         [loading.shard],
       );
       const now = found.map(loadingOf)[0];
       if (head === undefined || now === undefined || !samePlace(now, loading)) return false;
       if (chunk.epoch < head.epoch || !notBefore(chunk, now.from)) return false;
+      // Whether what is loaded was published is told by the end of its epoch, which is yet to come here.
+      const cut = found[0]?.cut_epoch ?? chunk.epoch;
+      if (chunk.epoch > head.epoch && chunk.epoch > cut) return false;
       if (since === null && table.placed) await clearRange(client, loading.shard, table, loading.after, chunk);
       await client.query(insertStatement(table), [rows]);
       if (table.compared && !(await sameRange(client, loading.shard, table, loading.after, chunk)))
@@ -211,6 +222,16 @@ export class SnapshotStore {
       if (head !== undefined) await startLoading(client, { shard, since: null, from: head, attempt });
     });
   }
+}
+
+/** Of the epochs from `from` to before `to`, those in which some copy of the shard was cut. */
+async function cutEpochs(client: Client, shard: ShardId, from: number, to: number): Promise<Epoch[]> {
+  const { rows } = await client.query<{ cut_epoch: number }>(
+    `SELECT cut_epoch FROM (SELECT shard, cut_epoch FROM restores UNION SELECT shard, cut_epoch FROM snapshots) AS cuts
+     WHERE shard = $1 AND cut_epoch >= $2 AND cut_epoch < $3 ORDER BY cut_epoch`,
+    [shard, from, to],
+  );
+  return rows.map((row) => toEpoch(row.cut_epoch));
 }
 
 const samePlace = (a: Loading, b: Loading): boolean =>

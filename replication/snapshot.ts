@@ -21,6 +21,7 @@ import {
 import type { Loading } from "./loading.js";
 import { Overtaken } from "./replica-store.js";
 import { ChunkDiffers, type Jumped, type SnapshotStore } from "./snapshot-store.js";
+import { nextInTurn } from "./turns.js";
 
 export interface SnapshotsOptions {
   readonly group: string;
@@ -81,7 +82,10 @@ export class Snapshots implements Service {
   readonly #o: SnapshotsOptions;
   readonly #log: Logger;
   readonly #stop = new AbortController();
-  readonly #busy = new Set<ShardId>();
+  readonly #busy = new Map<ShardId, number>();
+  /** In which turn a shard that still loads was last begun. */
+  readonly #began = new Map<ShardId, number>();
+  #turn = 0;
   readonly #jumping = new Set<Partition>();
   readonly #judged = new Set<Partition>();
   /** The chunk behind the one that is being stored, of each shard that loads. */
@@ -219,10 +223,12 @@ export class Snapshots implements Service {
 
   async #loadAll(): Promise<void> {
     if (this.#busy.size >= shardsAtOnce) return;
-    for (const loading of await this.#o.store.loading()) {
-      if (this.#busy.size >= shardsAtOnce) return;
-      if (this.#busy.has(loading.shard)) continue;
-      this.#busy.add(loading.shard);
+    const waiting = await this.#o.store.loading();
+    // One that nobody gives a copy of now must not keep its place from those that load.
+    const order = { busy: this.#busy, lane: () => 0, most: shardsAtOnce, began: this.#began };
+    for (const loading of nextInTurn(waiting, order)) {
+      this.#busy.set(loading.shard, 0);
+      this.#began.set(loading.shard, ++this.#turn);
       const load = this.#load(loading)
         .catch((error: unknown) =>
           this.#log.warn("loading a shard failed", { shard: loading.shard, error: asError(error) }),
@@ -247,6 +253,7 @@ export class Snapshots implements Service {
       const { shard }: Loading = loading;
       loading = (await this.#o.store.loading()).find((each) => each.shard === shard);
       if (loading === undefined) {
+        this.#began.delete(shard);
         this.#log.info("a shard is loaded", { shard, chunks, bytes, ms: Math.round(this.#o.time.monotonic() - began) });
         return;
       }

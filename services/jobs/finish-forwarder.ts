@@ -5,12 +5,17 @@ import type { Random } from "../../infra/random.js";
 import { Rounds } from "../../infra/rounds.js";
 import type { Service } from "../../infra/service.js";
 import type { Command, Reply, RequestContext } from "../api.js";
-import type { FinishCommand, FinishStore, StoredFinish } from "./finish-store.js";
+import type { SiteName } from "../../shards/ids.js";
+import { backOff, FinishLanes, mostOfAll } from "./finish-lanes.js";
+import { isOwnerless, type FinishCommand, type FinishStore, type StoredFinish } from "./finish-store.js";
+import { parseTaskId } from "./ids.js";
 
 export interface ForwarderOptions {
   readonly store: FinishStore;
   /** To the shard's owner, wherever that is. @throws Problem */
   readonly send: (context: RequestContext, command: Command) => Promise<Reply>;
+  /** Who could answer for the shard now; null: nobody. */
+  readonly owner: (shard: number) => SiteName | null;
   readonly time: Time;
   readonly random: Random;
   readonly log: Logger;
@@ -18,7 +23,6 @@ export interface ForwarderOptions {
   readonly active: () => boolean;
 }
 
-const atOnce = 64;
 /** For one finish to reach an owner, milliseconds; after that it is the turn of others. */
 const tryMs = 3_000;
 const idleMs = 1_000;
@@ -30,6 +34,9 @@ export class FinishForwarder implements Service {
   readonly #o: ForwarderOptions;
   readonly #log: Logger;
   readonly #rounds: Rounds;
+  readonly #lanes = new FinishLanes();
+  /** What is on its way, by key. */
+  readonly #sent = new Map<string, Promise<void>>();
 
   constructor(options: ForwarderOptions) {
     this.#o = options;
@@ -48,18 +55,33 @@ export class FinishForwarder implements Service {
     this.#rounds.start();
   }
 
-  stop(): Promise<void> {
-    return this.#rounds.stop();
+  async stop(): Promise<void> {
+    await this.#rounds.stop();
+    await Promise.all(this.#sent.values());
   }
 
   async #round(): Promise<number> {
-    const { store, active } = this.#o;
-    const due = active() ? await store.due(atOnce) : [];
-    await Promise.all(due.map((finish) => this.#forward(finish)));
-    return due.length > 0 ? busyMs : idleMs;
+    const { store, active, owner, time } = this.#o;
+    const waiting = active() ? await store.shards() : [];
+    const now = time.monotonic();
+    const open = waiting.filter((shard) => this.#lanes.room(shard, owner(shard), now) > 0);
+    // Those on their way are still among them.
+    for (const finish of open.length > 0 ? await store.due(mostOfAll + this.#sent.size, open) : []) {
+      const shard = parseTaskId(finish.command.taskId)?.shard ?? 0;
+      const to = owner(shard);
+      if (to === null || this.#sent.has(finish.key) || this.#lanes.room(shard, to, now) === 0) continue;
+      this.#lanes.begin(shard, to);
+      const sent = this.#forward(finish).then((answered) => {
+        this.#lanes.end(shard, to, answered, time.monotonic());
+        this.#sent.delete(finish.key);
+      });
+      this.#sent.set(finish.key, sent);
+    }
+    return open.length > 0 || this.#sent.size > 0 ? busyMs : idleMs;
   }
 
-  async #forward(finish: StoredFinish): Promise<void> {
+  /** @returns whether somebody was there to answer for the shard. Never rejects. */
+  async #forward(finish: StoredFinish): Promise<boolean> {
     const { store, time, random, send } = this.#o;
     const { key, command, tries } = finish;
     try {
@@ -69,11 +91,13 @@ export class FinishForwarder implements Service {
       });
       await store.forget(key);
       this.#log.info("a stored finish was answered", { task: command.taskId, answer, tries });
+      return true;
     } catch (error) {
       this.#log.debug("a stored finish got no answer", { task: command.taskId, tries, error: asError(error) });
       await store
-        .later(key, Math.min(5_000, 250 * 2 ** Math.min(tries, 6)))
+        .later(key, backOff(tries))
         .catch((failure: unknown) => this.#log.warn("a stored finish stays due", { error: asError(failure) }));
+      return !isOwnerless(error);
     }
   }
 }

@@ -18,6 +18,9 @@ const most = 10_000;
 /** Of standard output and of standard error the last so many characters are kept, as the owner would. */
 const outputLimit = 64_000;
 
+/** A key begins with its task's id, and that with its shard. */
+const shardOfKey = "coalesce(substring(key FROM '^j([0-9]{1,6})-')::int, 0)";
+
 /** Says that the shard has no owner that could be reached now: the finish changed nothing, or nobody knows. */
 const ownerless = new Set<ProblemCode>([
   "no_lease",
@@ -62,8 +65,16 @@ export class FinishStore {
     return rowCount === 1 ? key : undefined;
   }
 
-  /** Those whose time has come, the oldest first. */
-  async due(limit: number): Promise<StoredFinish[]> {
+  /** Of those whose time has come. */
+  async shards(): Promise<number[]> {
+    const { rows } = await this.#database.pool.query<{ shard: number }>(
+      `SELECT DISTINCT ${shardOfKey} AS shard FROM stored_finishes WHERE next_at <= now()`,
+    );
+    return rows.map(({ shard }) => shard);
+  }
+
+  /** Of these shards those whose time has come, the oldest first. */
+  async due(limit: number, shards: readonly number[]): Promise<StoredFinish[]> {
     const { rows } = await this.#database.pool.query<{
       key: string;
       tenant: string;
@@ -71,8 +82,9 @@ export class FinishStore {
       command: FinishCommand;
       tries: number;
     }>(
-      "SELECT key, tenant, principal, command, tries FROM stored_finishes WHERE next_at <= now() ORDER BY next_at LIMIT $1",
-      [limit],
+      `SELECT key, tenant, principal, command, tries FROM stored_finishes JOIN unnest($2::int[]) AS s(shard) ON s.shard = ${shardOfKey}
+       WHERE next_at <= now() ORDER BY next_at LIMIT $1`,
+      [limit, shards],
     );
     return rows.map(({ key, tenant, principal, command, tries }) => ({
       key,

@@ -1,4 +1,6 @@
 import type { Service } from "../../infra/service.js";
+import { route } from "../../routing/route.js";
+import { shardId, type SiteName } from "../../shards/ids.js";
 import type { Command, Reply, RequestContext } from "../api.js";
 import type { DatacenterParts } from "../datacenter.js";
 import { CatalogWatch } from "./catalog-watch.js";
@@ -12,8 +14,17 @@ export function createUpkeep(
   send: (context: RequestContext, command: Command) => Promise<Reply>,
   store: FinishStore,
 ): Service[] {
-  const { config, catalog, data: database, metrics, time, random, log } = parts;
+  const { config, catalog, data: database, metrics, time, random, log, map, peers, leases } = parts;
   const active = (): boolean => parts.replicator.holding;
+  /** A datacenter whose nodes all say that they have no lease answers for nothing. */
+  const owner = (shard: number): SiteName | null => {
+    const head = map.get(shardId(shard));
+    if (head?.owner == null) return null;
+    const ownerState = peers.state(head.owner);
+    const where = route({ self: config.site, head, leaseValid: leases.valid, ownerState });
+    if (where.kind === "wait" || (where.kind === "forward" && ownerState === "fenced")) return null;
+    return head.owner;
+  };
   const watch = new CatalogWatch({
     file: config.catalog,
     catalog,
@@ -24,7 +35,7 @@ export function createUpkeep(
   if (config.catalog !== undefined) process.on("SIGHUP", () => watch.look());
   return [
     watch,
-    new FinishForwarder({ store, send, time, random, log, active }),
+    new FinishForwarder({ store, send, owner, time, random, log, active }),
     new TaskRetention({ database, keepMs: config.taskRetentionMs, time, log, active }),
   ];
 }

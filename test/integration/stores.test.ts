@@ -6,6 +6,9 @@ import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
+import type { Chunk, Folded } from "../../replication/copy-source.js";
+import { copyTables } from "../../replication/copy-tables.js";
+import { digestShards, resetDigest } from "../../replication/digest.js";
 import type { FullHead } from "../../replication/heads.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
@@ -18,6 +21,7 @@ import {
   type ReplicaStore,
 } from "../../replication/replica-store.js";
 import { PostgresRestoreStore, type RestoreStore } from "../../replication/restore-store.js";
+import { SnapshotStore } from "../../replication/snapshot-store.js";
 import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
@@ -25,6 +29,7 @@ import type { Head } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
 import { OperationStore, type LongOperation } from "../../services/operation-store.js";
+import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
 import { MemoryDatabase } from "../simulation/database.js";
 import { put } from "../simulation/operations.js";
@@ -53,10 +58,14 @@ interface Side {
   /** Carries out what was asked. */
   during<T>(work: () => Promise<T>): Promise<T>;
   rows(): Promise<unknown>;
+  /** Fails when the digests that are kept are not those of the rows. */
+  sound(): Promise<void>;
   close(): Promise<void>;
 }
 
-async function onPostgres(): Promise<Side> {
+async function onPostgres(): Promise<
+  Side & { readonly database: Database; readonly sql: (text: string) => Promise<unknown> }
+> {
   const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
   const database = new Database({ ...options, connections: 3, name: "test" });
   const writes = new Database({ ...options, connections: 1, name: "test writes", pipeline: true });
@@ -72,6 +81,12 @@ async function onPostgres(): Promise<Side> {
     restores: new PostgresRestoreStore(database),
     outbox: new PostgresOutbox(database),
     during: (work) => work(),
+    database,
+    sql: table,
+    sound: async () => {
+      for (const { shard, expected, digest } of await digestShards(database, [...shards]))
+        assert.equal(expected, digest, `the digest of shard ${shard} is that of its rows`);
+    },
     rows: async () => ({
       clusters: await table(
         "SELECT id, shard, version, name, changed_epoch AS epoch, changed_position AS position FROM clusters ORDER BY id",
@@ -122,6 +137,7 @@ async function inMemory(): Promise<Side> {
     restores: new MemoryRestoreStore(database, process),
     outbox: new MemoryOutbox(database, process),
     during,
+    sound: async () => undefined,
     rows: async () => ({
       clusters: sorted(tables.rows.values(), (row) => row.id).map((row) => ({
         id: row.id,
@@ -296,6 +312,7 @@ class Story {
     await this.both("progress", async (side) => [...(await side.replica.progress())]);
     await this.both("incarnations", async (side) => [...(await side.shards.incarnations())].sort());
     await this.both("rows", (side) => side.rows());
+    for (const side of this.sides) await side.sound();
   }
 
   async #write(shard: ShardId): Promise<void> {
@@ -486,6 +503,215 @@ test("the stores on PostgreSQL and those of the simulation do the same", async (
     for (const [what, times] of story.done) done.set(what, (done.get(what) ?? 0) + times);
   }
   t.diagnostic([...done].map(([what, times]) => `${what} ${times}`).join(", "));
+});
+
+test("what can't be set aside for the moment is tried again; only a tail that is not whole stops its shard", async () => {
+  const side = await onPostgres();
+  const [shard = shardId(0), other = shardId(1)] = shards;
+  let sequence = 0;
+  const opens = (of: ShardId, at: number, owner: string): Incoming => {
+    const open: OpenBody = {
+      from: at === 1 ? null : site,
+      kind: "takeover",
+      reason: "made up",
+      by: owner,
+      sameTenure: false,
+      closing: 0,
+      phasesMs: {},
+      drained: 0,
+      epochEnds: [],
+    };
+    const header: BatchHeader = {
+      generation: 1,
+      shard: of,
+      batchId: `${of}${at}`.padStart(16, "0"),
+      committedAt: now,
+      kind: "open",
+      epoch: epoch(at),
+      owner,
+      first: position(1),
+      count: 0,
+    };
+    const batch = decodeBatch(encodeBatch({ header, records: [], open }));
+    return { sequence: ++sequence, shard: of, header: batch.header, batch };
+  };
+  const apply = (...messages: Incoming[]) =>
+    side.replica.apply([{ partition: partition(0), from: (messages[0]?.sequence ?? 0) - 1, messages }]);
+  try {
+    await apply(opens(shard, 1, site), opens(other, 1, site));
+    // Large enough to be read in more than one piece.
+    for (let n = 0; n < 12; n++) await write(side, { shard, id: `c${n}`, mark: "x".repeat(500_000) });
+    for (let n = 0; n < 2; n++) await write(side, { shard: other, id: `o${n}`, mark: "w" });
+    await side.sql("DELETE FROM outbox WHERE shard = 1 AND position = 1");
+    await side.sql(`CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+      $$ BEGIN RAISE EXCEPTION 'the disk is full' USING ERRCODE = 'disk_full'; END $$`);
+    await side.sql("CREATE TRIGGER full_disk BEFORE INSERT ON divergent_operations EXECUTE FUNCTION full_disk()");
+    const ended = [opens(shard, 2, "west"), opens(other, 2, "west")];
+    await assert.rejects(apply(...ended), /the disk is full/);
+    assert.deepEqual(
+      (await side.shards.heads()).map((head) => [head.epoch, head.stopped]),
+      [
+        [1, null],
+        [1, null],
+      ],
+    );
+    await side.sql("DROP TRIGGER full_disk ON divergent_operations");
+    const { adoptions, stopped } = await apply(...ended);
+    assert.deepEqual(
+      adoptions.map(({ head, divergent }) => [head.shard, divergent]),
+      [[shard, 12]],
+    );
+    assert.deepEqual(
+      stopped.map((head) => head.shard),
+      [other],
+    );
+  } finally {
+    await side.close();
+  }
+});
+
+test("a jump voids what was cut above the end of any epoch that it passes; a load counts, and supersedes, only at its end", async () => {
+  const side = await onPostgres();
+  const [shard = shardId(0)] = shards;
+  const snapshots = new SnapshotStore(side.database, site);
+  const at = new Date(now).toISOString();
+  const clusters = ["kept", "void"].map((id, n) => ({
+    ...{
+      tenant: "",
+      id,
+      shard,
+      status: "active",
+      name: id,
+      spec: {},
+      state: {},
+      labels: {},
+      expiresAt: null,
+      version: 1,
+    },
+    ...{ createdAt: at, updatedAt: at, deleted: false, changedEpoch: epoch(2), changedPosition: position(100 + n) },
+  }));
+  const key = { tenant: "", key: "k", shard, fingerprint: "f", status: 200, body: {}, version: 1, created_at: at };
+  const there = { owner: "central", since: at, kind: "takeover", reason: "" };
+  const ended = [1, 2].map((each) => ({ epoch: epoch(each), owner: "west", last: position(100) }));
+  const folded: Folded = {
+    sequence: 5,
+    shards: [{ ...there, shard, epoch: 3, position: 120, epochEnds: ended }],
+  };
+  const chunk = (cut: number, rows: readonly object[] = []): [Chunk, string] => [
+    {
+      ...{ epoch: cut, position: 130, count: rows.length, total: rows.length, digest: "0" },
+      rows: Buffer.of(),
+      last: null,
+    },
+    JSON.stringify(rows),
+  ];
+  try {
+    await side.sql("UPDATE shard_head SET owner = 'west', epoch = 1, position = 100, published = 100 WHERE shard = 0");
+    await side.database.transaction((client) => upsert(client, shapes.clusters, clusters));
+    await side.sql(`INSERT INTO restores (shard, tenant, cluster_id, kind, cut_epoch, cut_position)
+      SELECT 0, '', id, 'cluster', changed_epoch, changed_position FROM clusters`);
+    await side.sql(`INSERT INTO divergent_operations
+      SELECT k, 'east', 0, 1, n, 0, '', 'c', 'cluster.put', 1, '{}', k, '', now(), now(), 'open' FROM unnest('{k,other}'::text[]) WITH ORDINALITY AS k(k, n)`);
+    const [jumped] = await snapshots.jump(partition(0), 0, folded, "first");
+    assert.deepEqual([jumped?.head.epoch, jumped?.loads], [3, true]);
+    await side.restores.settle();
+    assert.deepEqual(
+      await side.sql("SELECT id FROM clusters"),
+      [{ id: "kept" }],
+      "what epoch 2 never published is gone, also for one that has not seen that epoch",
+    );
+    assert.deepEqual(await side.sql("SELECT cluster_id AS id, cut_epoch AS cut FROM restores WHERE kind = 'cluster'"), [
+      { id: "void", cut: null },
+    ]);
+    await side.sql("DELETE FROM restores WHERE kind = 'cluster'; DELETE FROM clusters");
+    const take = async (cut: number): Promise<boolean> => {
+      const [loading] = await snapshots.loading();
+      const table = copyTables.find((each) => each.name === loading?.table);
+      assert.ok(loading !== undefined && table !== undefined);
+      const rows = table.name === "idempotency_keys" ? [{ ...key, changed_epoch: 4, changed_position: 125 }] : [];
+      return snapshots.store(loading, table, null, ...chunk(cut, rows));
+    };
+    assert.equal(await take(4), true, "a later epoch than is known here");
+    assert.equal(await take(5), false, "where epoch 4 ended isn't known here");
+    while ((await snapshots.loading()).length > 0) assert.equal(await take(4), true);
+    const aside = (): Promise<unknown> =>
+      side.sql("SELECT idempotency_key AS key, status FROM divergent_operations ORDER BY key");
+    await side.restores.settle();
+    assert.deepEqual(await aside(), [
+      { key: "k", status: "open" },
+      { key: "other", status: "open" },
+    ]);
+    await side.sql("UPDATE shard_head SET epoch = 4, position = 130, published = 130 WHERE shard = 0");
+    await side.restores.settle();
+    assert.deepEqual(await aside(), [
+      { key: "k", status: "superseded" },
+      { key: "other", status: "open" },
+    ]);
+  } finally {
+    await side.close();
+  }
+});
+
+test("a shard's digest is taken from its own jobs alone", async () => {
+  const side = await onPostgres();
+  const at = new Date(now).toISOString();
+  const job = (shard: ShardId, n: number): object => ({
+    ...{ id: `j${shard}-abcdefgh${n}`, shard, tenant: "", clusterId: `c${n}`, type: "t", input: {}, status: "done" },
+    ...{ attempt: 1, epoch: 1, stage: null, stages: [], checkpoint: null, startedIn: site, runsIn: site },
+    ...{
+      notBefore: null,
+      createdAt: at,
+      finishedAt: at,
+      error: null,
+      changedEpoch: epoch(1),
+      changedPosition: position(n),
+    },
+  });
+  const jobs = [1, 10, 12].flatMap((shard) => [1, 2, 3].map((n) => job(shardId(shard), n)));
+  try {
+    await side.sql("INSERT INTO shard_head (shard, partition, revision) VALUES (10, 0, 0), (12, 0, 0)");
+    await side.database.transaction((client) => upsert(client, shapes.jobs, jobs));
+    const digests = () => side.sql("SELECT shard, digest FROM shard_head ORDER BY shard");
+    const kept = await digests();
+    await side.database.transaction(async (client) => {
+      // Statements of earlier transactions may not have been counted yet.
+      const scans = async (): Promise<unknown> =>
+        (await client.query("SELECT seq_scan FROM pg_stat_xact_user_tables WHERE relname = 'jobs'")).rows;
+      // So few rows are read as a whole otherwise.
+      await client.query("SET LOCAL enable_seqscan = off");
+      const before = await scans();
+      for (const shard of [0, 1, 10, 12]) await resetDigest(client, shard);
+      assert.deepEqual(await scans(), before);
+    });
+    assert.deepEqual(await digests(), kept, "as it was kept row by row");
+    for (const some of [null, [1], [10, 1, 10, 0]])
+      for (const { expected, digest } of await digestShards(side.database, some)) assert.equal(digest, expected);
+  } finally {
+    await side.close();
+  }
+});
+
+test("of the finishes that are kept, those of the shards asked for are due, the oldest first", async () => {
+  const side = await onPostgres();
+  const finishes = new FinishStore(side.database);
+  try {
+    for (const task of ["j1-abcdefgh.1.1", "j12-abcdefgh.1.2", "j2-abcdefgh.1.3", "j1-abcdefgh.1.4"]) {
+      const command: FinishCommand = { type: "task.finish", taskId: task, token: "1.1.1", workerId: "w", status: "ok" };
+      await finishes.keep({ tenant: "", principal: "test" }, command, 0);
+    }
+    await finishes.keep(
+      { tenant: "", principal: "test" },
+      { type: "task.finish", taskId: "j3-abcdefgh.1.5", token: "3.1.1", workerId: "w", status: "ok" },
+      60_000,
+    );
+    assert.deepEqual((await finishes.shards()).sort(), [1, 12, 2]);
+    const due = async (limit: number, of: readonly number[]): Promise<string[]> =>
+      (await finishes.due(limit, of)).map(({ command }) => command.taskId);
+    assert.deepEqual(await due(10, [1, 2, 3]), ["j1-abcdefgh.1.1", "j2-abcdefgh.1.3", "j1-abcdefgh.1.4"]);
+    assert.deepEqual(await due(1, [1, 2]), ["j1-abcdefgh.1.1"]);
+  } finally {
+    await side.close();
+  }
 });
 
 test("old idempotency keys go in small steps, the others stay, and only the replicator removes any", async () => {

@@ -5,6 +5,7 @@ import { silentLogger } from "../../infra/logger.js";
 import { seededRandom } from "../../infra/random.js";
 import type { Command, Reply, RequestContext } from "../../services/api.js";
 import { FinishForwarder } from "../../services/jobs/finish-forwarder.js";
+import { mostOfAll, mostOfOwner, mostOfShard, roomOf } from "../../services/jobs/finish-lanes.js";
 import type { FinishCommand, FinishStore, StoredFinish } from "../../services/jobs/finish-store.js";
 import { ManualTime } from "../harness/manual-time.js";
 
@@ -27,11 +28,22 @@ async function forwarding(context: TestContext, kept: readonly StoredFinish[]) {
   const stored = new Map(kept.map((finish) => [finish.key, { finish, at: 0 }]));
   const world = {
     active: true,
+    owner: (_: number): string | null => "east",
     sent: [] as FinishCommand[],
     answer: (_: FinishCommand): ProblemCode | undefined => undefined,
   };
+  const due = () =>
+    [...stored.values()]
+      .filter(({ at }) => at <= time.monotonic())
+      .sort((a, b) => a.at - b.at)
+      .map(({ finish }) => ({ finish, shard: Number(/^j(\d+)-/.exec(finish.command.taskId)?.[1]) }));
   const store = {
-    due: async () => [...stored.values()].filter(({ at }) => at <= time.monotonic()).map(({ finish }) => finish),
+    shards: async () => [...new Set(due().map(({ shard }) => shard))],
+    due: async (limit: number, shards: readonly number[]) =>
+      due()
+        .filter(({ shard }) => shards.includes(shard))
+        .map(({ finish }) => finish)
+        .slice(0, limit),
     forget: async (key: string) => void stored.delete(key),
     later: async (key: string, waitMs: number) => {
       const found = stored.get(key);
@@ -46,16 +58,23 @@ async function forwarding(context: TestContext, kept: readonly StoredFinish[]) {
     random: seededRandom(1),
     log: silentLogger,
     active: () => world.active,
-    send: async (_context: RequestContext, command: Command): Promise<Reply> => {
+    owner: (shard) => world.owner(shard),
+    send: async ({ deadline }: RequestContext, command: Command): Promise<Reply> => {
       const finish = command as FinishCommand;
       world.sent.push(finish);
       const code = world.answer(finish);
+      if (code === "owner_unreachable") await time.sleep(deadline - time.monotonic());
       if (code !== undefined) throw new Problem(code);
       return { status: 200 } as Reply;
     },
   });
   await forwarder.start();
-  context.after(() => forwarder.stop());
+  context.after(async () => {
+    const stopped = forwarder.stop();
+    // What is on its way has its deadline.
+    await time.advance(5_000);
+    await stopped;
+  });
   return { time, world, stored };
 }
 
@@ -87,4 +106,42 @@ test("one whose result is too large is told as a failed try; only the process th
     ],
   );
   assert.equal(stored.size, 0);
+});
+
+const many = (first: number, count: number, shards: number): StoredFinish[] =>
+  Array.from({ length: count }, (_, n) =>
+    finishOf(first + n, { taskId: `j${first + (n % shards)}-abcdefgh.1.${n + 1}` }),
+  );
+
+test("finishes of shards without an owner wait without being sent, and hold up no others", async (context) => {
+  const { time, world, stored } = await forwarding(context, [...many(0, 5_000, 400), ...many(5_000, 10, 10)]);
+  world.owner = (shard) => (shard < 400 ? null : "west");
+  await time.advance(1_500);
+  assert.equal(stored.size, 5_000);
+  assert.equal(world.sent.length, 10);
+  world.owner = () => "west";
+  await time.advance(30_000);
+  assert.equal(stored.size, 0, "all are sent as soon as there is one");
+});
+
+test("an owner that is thought to be there and does not answer holds up the finishes of no other", async (context) => {
+  const { time, world, stored } = await forwarding(context, [...many(0, 2_000, 100), ...many(5_000, 10, 10)]);
+  world.owner = (shard) => (shard < 5_000 ? "west" : "central");
+  world.answer = ({ taskId }) => (Number(/^j(\d+)-/.exec(taskId)?.[1]) < 5_000 ? "owner_unreachable" : undefined);
+  await time.advance(1_500);
+  assert.equal(stored.size, 2_000);
+  const before = world.sent.length;
+  await time.advance(60_000);
+  assert.ok(world.sent.length - before > 200, "yet it is asked now and then");
+});
+
+test("a shard whose finishes nobody answers gets one try at a time, and the others of its owner go on", () => {
+  const lane = { busy: 0, silent: 0, again: 0 };
+  assert.equal(roomOf(lane, 0, 0, 0), mostOfShard);
+  assert.equal(roomOf({ ...lane, busy: 3 }, 3, 3, 0), mostOfShard - 3);
+  assert.equal(roomOf(lane, mostOfOwner - 1, mostOfOwner, 0), 1);
+  assert.equal(roomOf(lane, 0, mostOfAll, 0), 0);
+  const silent = { busy: 0, silent: 2, again: 1_000 };
+  assert.deepEqual([roomOf(silent, 0, 0, 999), roomOf(silent, 0, 0, 1_000)], [0, 1]);
+  assert.equal(roomOf({ ...silent, busy: 1 }, 1, 1, 1_000), 0);
 });

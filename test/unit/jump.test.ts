@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { planJump, SourceBehind } from "../../replication/jump.js";
+import { endOfCut, planJump, SourceBehind } from "../../replication/jump.js";
 import type { FoldedShard } from "../../replication/copy-source.js";
 import type { FullHead } from "../../replication/heads.js";
 import { epoch, partition, position, shardId } from "../../shards/ids.js";
@@ -85,6 +85,16 @@ describe("a jump over a part of the log that is gone", () => {
   it("suspends a shard that the log gave to this datacenter unseen: an append settles it", () => {
     const plan = planJump("west", head(), there({ owner: "west", epoch: 4, epochEnds: ended(100), position: 100 }));
     assert.deepEqual([plan.head.state, plan.head.confirmed, plan.head.tenure], ["suspended", false, 4]);
+  });
+
+  it("knows of each epoch that it passes where it ended; of one that is forgotten no copy is trusted", () => {
+    const ends = [4, 5].map((each) => ({ epoch: epoch(each), owner: "central", last: position(100 + each) }));
+    const far = there({ epoch: 7, position: 120, epochEnds: [...ended(90), ...ends] });
+    const plan = planJump("west", head(), far);
+    assert.deepEqual(
+      [3, 4, 5, 6].map((cut) => endOfCut(cut, head(), plan, far)),
+      [90, 104, 105, 0],
+    );
   });
 
   it("never goes back", () => {
