@@ -94,6 +94,16 @@ describe("HTTP against hostile requests", () => {
     assertProblem(await put("[".repeat(4_000) + "]".repeat(4_000)), 400, "invalid_request");
   });
 
+  it("refuses times that no store can hold", async () => {
+    const at = (expiresAt: string) => put(JSON.stringify({ name: "a", spec: {}, expiresAt }));
+    for (const time of ["9999-12-31T23:59:59-01:00", "9999-12-31T23:59:60Z", "0000-01-01T00:00:00Z"]) {
+      const got = await at(time);
+      assertProblem(got, 400, "invalid_request");
+      assert.deepEqual(faultPaths(got), ["/expiresAt"], time);
+    }
+    assert.match((await at("9999-12-31T23:59:59.999Z")).text, /"9999-12-31T23:59:59.999Z"/);
+  });
+
   it("refuses other media types, and too much", async () => {
     for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", ""])
       assertProblem(await put("{}", { "content-type": type }), 415, "unsupported_media_type");
