@@ -36,6 +36,10 @@ import type { Verifier } from "./verify.js";
 /** How long the answer to a worker's registration waits for it to arrive here, milliseconds. */
 const arrivalMs = 1_000;
 
+const unread = (error: unknown): never => {
+  throw readFailure(error);
+};
+
 /** What HTTP stands on, in front of a datacenter's process. */
 export class Face implements Datacenter {
   readonly name: string;
@@ -225,7 +229,8 @@ export class Face implements Datacenter {
   }
 
   async takeTasks(context: RequestContext, request: TakeRequest, signal: AbortSignal): Promise<Reply> {
-    const tasks = await this.#p.dispatcher.take({ ...request, tenant: context.caller.tenant }, signal);
+    // The database's errors are those of the look for its worker: nothing was taken yet.
+    const tasks = await this.#p.dispatcher.take({ ...request, tenant: context.caller.tenant }, signal).catch(unread);
     return { status: 200, body: { tasks }, servedBy: this.#p.servedBy };
   }
 
@@ -237,9 +242,7 @@ export class Face implements Datacenter {
       .where("id", "=", workerId)
       .where("deleted", "=", false)
       .executeTakeFirst()
-      .catch((error: unknown) => {
-        throw readFailure(error);
-      });
+      .catch(unread);
     if (found === undefined) throw new Problem("not_found", `Worker ${workerId} is not registered.`);
     return { status: 200, body: {}, servedBy: this.#p.servedBy };
   }

@@ -475,6 +475,7 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
         on("east", "GET", "/v1/clusters"),
         on("east", "GET", "/v1/jobs"),
         on("east", "POST", "/v1/workers/w1/heartbeat", {}),
+        on("east", "POST", "/v1/tasks/take", { workerId: "w1" }),
       ]);
       for (const answer of answers) problem(answer, "no_lease");
       // It is asked as the owner, by itself and by others, and then no owner any more.
