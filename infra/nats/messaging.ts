@@ -17,10 +17,10 @@ export class NoAnswer extends Error {
   }
 }
 
-/** More than the servers take in one message: certainly nothing was sent. */
-export class TooLarge extends Error {
+/** There will be no answer, as the servers don't take so much in one message: certainly nothing was sent. */
+export class TooLarge extends NoAnswer {
   constructor(subject: string, bytes: number) {
-    super(`${bytes} bytes are too many for a message on ${subject}`);
+    super(subject, new RangeError(`${bytes} bytes are too many for a message`));
     this.name = "TooLarge";
   }
 }
@@ -43,7 +43,7 @@ export interface Subscription {
 export interface Messenger {
   publish(subject: string, data: Uint8Array): void;
   subscribe(subject: string, handler: (message: Message) => void, options?: { readonly queue?: string }): Subscription;
-  /** @throws NoResponders | NoAnswer | TooLarge */
+  /** @throws NoResponders | NoAnswer, which may be TooLarge */
   request(subject: string, data: Uint8Array, timeoutMs: number): Promise<Uint8Array>;
 }
 
@@ -54,7 +54,7 @@ export interface Reply {
 
 /** A way to the servers that answers requests. */
 export interface Link extends Messenger {
-  /** @throws NoResponders | NoAnswer | TooLarge */
+  /** @throws NoResponders | NoAnswer, which may be TooLarge */
   call(
     subject: string,
     data: Uint8Array,

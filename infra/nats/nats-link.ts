@@ -163,7 +163,7 @@ export class NatsLink implements Link {
     return (await this.call(subject, data, timeoutMs)).data;
   }
 
-  /** A request with headers. @throws NoResponders | NoAnswer | TooLarge */
+  /** A request with headers. @throws NoResponders | NoAnswer, which may be TooLarge */
   async call(
     subject: string,
     data: Uint8Array,
