@@ -1,4 +1,4 @@
-import type { Client } from "../infra/postgres/database.js";
+import type { Client, Database } from "../infra/postgres/database.js";
 import type { Epoch, Position, ShardId, SiteName } from "../shards/ids.js";
 import type { OpenBody } from "./record.js";
 
@@ -14,6 +14,20 @@ export interface HistoryRow {
   readonly divergent: number;
   /** Last position of the epoch before. */
   readonly last: Position;
+}
+
+/** Who owned the shard in this epoch, as far as this datacenter knows. */
+export async function ownerIn(
+  database: Pick<Database, "pool">,
+  shard: ShardId,
+  epoch: Epoch,
+): Promise<SiteName | undefined> {
+  const { rows } = await database.pool.query<{ owner: SiteName }>({
+    name: "owner_in",
+    text: "SELECT to_dc AS owner FROM history WHERE shard = $1 AND epoch = $2",
+    values: [shard, epoch],
+  });
+  return rows[0]?.owner;
 }
 
 /** Adds changes of owner to the history; those that it has already stay. */

@@ -3,6 +3,7 @@ import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { isTimeout, type Client, type Database } from "../infra/postgres/database.js";
+import { isDataFault } from "../infra/postgres/faults.js";
 import { position as toPosition, type Epoch, type ShardId, type SiteName } from "../shards/ids.js";
 import type { ClusterRow, ClusterStatus, KeyRow } from "./entities.js";
 import { loadLine, writeLines, type LoadRow } from "./load.js";
@@ -10,7 +11,7 @@ import { encodeRecord, type LogRecord } from "./record.js";
 import { supersede } from "./row-set.js";
 import { fromColumns, rowsParameter, shapes, writeParts } from "./rows.js";
 import { lockOwned, type LockedHead } from "./owner-store.js";
-import type { Committed, WriteGate, WriterEvents } from "./writer.js";
+import { failureOf, type Committed, type WriteGate, type WriterEvents } from "./writer.js";
 import type { Trace, Written } from "./work.js";
 
 /** Many clusters of one shard to create or replace, all or none, under one position. */
@@ -152,12 +153,15 @@ export class LoadWriter {
     let committing = false;
     let client: Client | undefined;
     let broken: Error | undefined;
+    /** Those that were not refused before the transaction decided them. */
+    let allowed = live;
+    let apart = false;
     try {
       client = await this.#database.connect();
       const shards = live.map((pending) => pending.operation.shard).sort((a, b) => a - b);
       await client.query("BEGIN");
       const heads = await lockOwned(client, shards);
-      const allowed = live.filter((pending) => {
+      allowed = live.filter((pending) => {
         const head = heads.get(pending.operation.shard);
         if (head?.epoch === pending.epoch && head.state === "owned") return true;
         pending.reject(
@@ -193,10 +197,16 @@ export class LoadWriter {
         await client.query("ROLLBACK").catch((failure: unknown) => {
           broken = asError(failure);
         });
-      this.#failed(live, asError(error), committing);
+      apart = !committing && isDataFault(error) && allowed.length > 1;
+      if (!apart) this.#failed(live, asError(error), committing);
     } finally {
       client?.release(broken);
     }
+    if (!apart) return;
+    // Nothing took effect. Apart, only the one with the value that was refused fails.
+    const half = Math.ceil(allowed.length / 2);
+    await this.#run(allowed.slice(0, half));
+    await this.#run(allowed.slice(half));
   }
 
   #acknowledge(pending: Pending, written: Written): void {
@@ -207,14 +217,7 @@ export class LoadWriter {
 
   #failed(batch: readonly Pending[], error: Error, committing: boolean): void {
     this.#log.warn("a transaction of loads failed", { error, committing, loads: batch.length, site: this.#site });
-    for (const pending of batch)
-      pending.reject(
-        error instanceof Problem
-          ? error
-          : committing
-            ? new Problem("outcome_unknown", "the database did not answer the commit", { cause: error })
-            : new Problem("no_lease", "the datacenter's database can't be used now", { cause: error }),
-      );
+    for (const pending of batch) pending.reject(failureOf(error, committing));
     // It may be committed: whoever publishes looks into the outbox.
     if (committing) this.#events.uncertain(batch.map((pending) => pending.operation.shard));
   }

@@ -1,6 +1,7 @@
 import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
+import { awayProblem, isDataFault } from "../infra/postgres/faults.js";
 import type { Random } from "../infra/random.js";
 import type { Tracing } from "../infra/tracing.js";
 import { type Epoch, type Position, type ShardId, type SiteName } from "../shards/ids.js";
@@ -163,6 +164,10 @@ export class Writer implements ShardWriter {
 
   async #run(batch: readonly Pending[]): Promise<void> {
     this.#count -= batch.length;
+    await this.#transact(batch);
+  }
+
+  async #transact(batch: readonly Pending[]): Promise<void> {
     const live = batch.filter((pending) => {
       if (this.#time.monotonic() < pending.deadline) return true;
       pending.reject(new Problem("deadline_exceeded"));
@@ -172,6 +177,9 @@ export class Writer implements ShardWriter {
     const began = this.#time.monotonic();
     let transaction: OwnerTransaction | undefined;
     let failure: Error | undefined;
+    /** Those that were not refused before the transaction decided them. */
+    let allowed = live;
+    let apart = false;
     try {
       transaction = await this.#store.begin();
       const unit = new Unit({ transaction, site: this.#site, now: this.#time.wall(), random: this.#random });
@@ -181,7 +189,7 @@ export class Writer implements ShardWriter {
         unit.load(live.map((p) => p.operation)),
       ]);
       unit.hold(heads);
-      const allowed = live.filter((pending) => {
+      allowed = live.filter((pending) => {
         const head = heads.get(pending.operation.shard);
         if (head !== undefined && head.epoch === pending.epoch && head.state === "owned") return true;
         pending.reject(
@@ -196,13 +204,19 @@ export class Writer implements ShardWriter {
     } catch (error) {
       failure = asError(error);
       const committing = failure instanceof CommitUnknown;
-      this.#failed(live, failure, committing);
+      apart = isDataFault(failure) && allowed.length > 1;
+      if (!apart) this.#failed(live, failure, committing);
       // It may be committed: whoever publishes looks into the outbox.
       if (committing) this.#events.uncertain([...new Set(live.map((pending) => pending.operation.shard))]);
     } finally {
       await transaction?.end(failure);
       if (this.#tracing !== undefined) this.#trace(this.#tracing, live, began, failure);
     }
+    if (!apart) return;
+    // Nothing took effect. Apart, in their order, only the one with the value that was refused fails.
+    const half = Math.ceil(allowed.length / 2);
+    await this.#transact(allowed.slice(0, half));
+    await this.#transact(allowed.slice(half));
   }
 
   #trace(tracing: Tracing, live: readonly Pending[], began: number, failure: Error | undefined): void {
@@ -236,16 +250,18 @@ export class Writer implements ShardWriter {
   }
 
   #failed(batch: readonly Pending[], error: Error, committing: boolean): void {
-    this.#log.warn("a transaction failed", { error, committing, writes: batch.length });
-    for (const pending of batch)
-      pending.reject(
-        error instanceof Problem
-          ? error
-          : committing
-            ? new Problem("outcome_unknown", "the database did not answer the commit", { cause: error })
-            : new Problem("no_lease", "the datacenter's database can't be used now", { cause: error }),
-      );
+    if (isDataFault(error))
+      this.#log.error("the database refuses a write's values", { error, shard: batch[0]?.operation.shard });
+    else this.#log.warn("a transaction failed", { error, committing, writes: batch.length });
+    for (const pending of batch) pending.reject(failureOf(error, committing));
   }
+}
+
+/** What the callers of a transaction that failed are told. */
+export function failureOf(error: Error, committing: boolean): Problem {
+  if (error instanceof Problem) return error;
+  if (committing) return new Problem("outcome_unknown", "the database did not answer the commit", { cause: error });
+  return isDataFault(error) ? new Problem("internal", undefined, { cause: error }) : awayProblem(error);
 }
 
 export type { Outcome };

@@ -1,8 +1,9 @@
 import { pack, unpack } from "msgpackr";
-import type { Time } from "../infra/clock.js";
+import { within, type Time } from "../infra/clock.js";
 import { asError, Problem, type FieldError, type ProblemCode } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import { NoAnswer, NoResponders, type Messenger } from "../infra/nats/messaging.js";
+import { NoAnswer, NoResponders, TooLarge, type Messenger, type Subscription } from "../infra/nats/messaging.js";
+import { readFailure } from "../infra/postgres/faults.js";
 import type { Service } from "../infra/service.js";
 import type { Span, Tracing } from "../infra/tracing.js";
 import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
@@ -24,11 +25,20 @@ export interface Routed<C> {
   readonly repeatable: boolean;
   /** It may change something: when a try of it got no answer, no refusal may say that nothing happened. */
   readonly write: boolean;
+  /** Set where the answer goes back in one message, which takes so many bytes. */
+  readonly answerBytes?: number;
+  /** Told before each try which way it goes. */
+  readonly tried?: (route: Route) => void;
 }
+
+export type Route = "local" | "forwarded";
 
 /** Carries a request out where its shard is owned. Owned here, implemented by services. */
 export interface Executor<C, R> {
-  /** @throws Problem; not_owner, no_lease, shard_moving mean: nothing happened, route again. */
+  /**
+   * @throws Problem; not_owner, no_lease, shard_moving mean: nothing happened, route again. Of the database's errors only a read
+   * may throw one as it is.
+   */
   execute(request: Routed<C>): Promise<R>;
 }
 
@@ -50,6 +60,8 @@ interface Forwarded<C> {
   readonly command: C;
   readonly context: unknown;
   readonly timeoutMs: number;
+  /** Left out by earlier versions. */
+  readonly write?: boolean;
 }
 
 type Answer<R> =
@@ -102,6 +114,9 @@ const newest = Number.MAX_SAFE_INTEGER as Epoch;
 /** With less time left a request whose owner ran out of the time that it was given is not sent again. */
 const worthMs = 1_000;
 const maxForwards = 2_000;
+/** NATS takes 1 MiB in a message, unless it is told otherwise. */
+const answerBytes = 900_000;
+const drainMs = 5_000;
 const probeMs = 500;
 const probe = pack({ probe: true });
 
@@ -112,7 +127,7 @@ export class Router<C, R extends Confirmed> implements Service {
   readonly #log: Logger;
   readonly #forwards = new Map<SiteName, number>();
   readonly #breakers: Breakers;
-  #unsubscribe: (() => void) | undefined;
+  #subscription: Subscription | undefined;
   #serving = 0;
   #draining = false;
 
@@ -124,7 +139,7 @@ export class Router<C, R extends Confirmed> implements Service {
 
   async start(): Promise<void> {
     const [nearest] = this.#o.messengers;
-    this.#unsubscribe = nearest?.subscribe(
+    this.#subscription = nearest?.subscribe(
       rpcSubject(this.#o.group, this.#o.site),
       (message) => void this.#serve(message.data, (data) => message.respond(data)),
       { queue: "rpc" },
@@ -133,17 +148,23 @@ export class Router<C, R extends Confirmed> implements Service {
 
   async drain(): Promise<void> {
     this.#draining = true;
-    this.#unsubscribe?.();
-    const deadline = this.#o.time.monotonic() + 5_000;
+    const subscription = this.#subscription;
+    this.#subscription = undefined;
+    const deadline = this.#o.time.monotonic() + drainMs;
+    // What is on its way is still answered, so that it goes to another process at once.
+    const heard = subscription?.drain().catch((error: unknown) => {
+      this.#log.debug("forwards on their way could not be waited for", { error: asError(error) });
+    });
+    if (heard !== undefined) await within(this.#o.time, drainMs, heard, undefined);
     while (this.#serving > 0 && this.#o.time.monotonic() < deadline) await this.#o.time.sleep(10);
   }
 
   async stop(): Promise<void> {
-    this.#unsubscribe?.();
+    this.#subscription?.();
   }
 
   /** @returns the answer and how it was reached. @throws Problem */
-  async execute(request: Routed<C>): Promise<{ readonly result: R; readonly route: "local" | "forwarded" }> {
+  async execute(request: Routed<C>): Promise<{ readonly result: R; readonly route: Route }> {
     let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
     /** Whom a place that was asked by this map named instead: its map is newer. Followed once, then the own map counts again. */
     let named: SiteName | undefined;
@@ -172,12 +193,14 @@ export class Router<C, R extends Confirmed> implements Service {
         continue;
       }
       try {
+        request.tried?.(where.kind === "here" ? "local" : "forwarded");
         if (where.kind === "here") return { result: await this.#o.executor.execute(request), route: "local" };
         const to = named ?? where.to;
         const since = named === undefined ? (head?.epoch ?? (0 as Epoch)) : newest;
         named = undefined;
         return { result: await this.#forward(request, to, since), route: "forwarded" };
-      } catch (error) {
+      } catch (failure) {
+        const error = readFailure(failure);
         if (!(error instanceof Problem)) throw error;
         unanswered ||= error instanceof Unanswered || error.code === "outcome_unknown";
         if (!elsewhere.has(error.code) && !(where.kind === "forward" && this.#hadLessTime(request, error)))
@@ -236,6 +259,7 @@ export class Router<C, R extends Confirmed> implements Service {
             ? request.context
             : { ...(request.context as object | null), traceparent: span.traceparent },
         timeoutMs,
+        write: request.write,
       };
       const answer = await this.#send(request, to, pack(forwarded), timeoutMs, epoch);
       if ("ok" in answer) return answer.ok;
@@ -257,12 +281,16 @@ export class Router<C, R extends Confirmed> implements Service {
       const sent = messenger.request(rpcSubject(this.#o.group, to), data, timeoutMs);
       sent.then(
         () => over("answered"),
-        (error: unknown) => over(error instanceof NoResponders ? "nobody" : "silent"),
+        (error: unknown) => over(error instanceof NoResponders || error instanceof TooLarge ? "nobody" : "silent"),
       );
       try {
         return unpack(await this.#unlessMoved(request, sent, epoch)) as Answer<R>;
       } catch (error) {
         if (error instanceof NoResponders) continue;
+        if (error instanceof TooLarge)
+          throw new Problem("payload_too_large", `It is larger than what can be sent to ${to}, its owner.`, {
+            owner: to,
+          });
         if (!(error instanceof NoAnswer)) throw error;
         this.#log.debug("a forward got no answer", { to, shard: request.shard, error: asError(error) });
         if (request.repeatable) throw new Unanswered(to);
@@ -309,12 +337,14 @@ export class Router<C, R extends Confirmed> implements Service {
   async #serve(data: Uint8Array, respond: (data: Uint8Array) => void): Promise<void> {
     this.#serving++;
     let answer: Answer<R>;
+    let write = true;
     let requestId: string | undefined;
     let span: Span | undefined;
     try {
       if (this.#draining) throw new Problem("draining");
       const forwarded = unpack(data) as Forwarded<C> | { readonly probe: true };
       if ("probe" in forwarded) return respond(pack({}));
+      write = forwarded.write !== false;
       const origin = originOf(forwarded.context);
       requestId = origin.requestId;
       span = this.#o.tracing?.begin("serve", "server", origin.traceparent, { "hothot.shard": forwarded.shard });
@@ -335,34 +365,54 @@ export class Router<C, R extends Confirmed> implements Service {
         context: span === undefined ? forwarded.context : { ...origin, traceparent: span.traceparent },
         deadline: this.#o.time.monotonic() + forwarded.timeoutMs,
         repeatable: false,
-        write: true,
+        write,
+        answerBytes,
       });
       confirm?.();
       answer = { ok: ok as R };
       span?.end();
-    } catch (error) {
+    } catch (failure) {
+      const error = readFailure(failure);
       const problem = error instanceof Problem ? error : new Problem("internal", undefined, { cause: error });
       span?.end(undefined, problem.code);
       if (problem.code === "internal")
         this.#log.error("a forwarded request failed", { requestId, error: asError(error) });
-      answer = {
-        problem: {
-          code: problem.code,
-          detail: problem.message,
-          ...(problem.owner === undefined ? {} : { owner: problem.owner }),
-          ...(problem.errors === undefined ? {} : { errors: problem.errors }),
-          ...(problem.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: problem.retryAfterSeconds }),
-        },
-      };
+      answer = refusal(problem);
     } finally {
       this.#serving--;
     }
-    respond(pack(answer));
+    try {
+      respond(pack(answer));
+    } catch (error) {
+      this.#log.warn("an answer to a forwarded request could not be sent", { requestId, error: asError(error) });
+      if (!(error instanceof TooLarge)) return;
+      respond(
+        pack(
+          refusal(
+            write
+              ? new Problem("outcome_unknown", "The answer is larger than what the owner can send.")
+              : new Problem("payload_too_large", "The answer is larger than what the owner can send: ask there."),
+          ),
+        ),
+      );
+    }
   }
 
   #left(request: Routed<C>): number {
     return request.deadline - this.#o.time.monotonic();
   }
+}
+
+function refusal({ code, message, owner, errors, retryAfterSeconds }: Problem): Answer<never> {
+  return {
+    problem: {
+      code,
+      detail: message,
+      ...(owner === undefined ? {} : { owner }),
+      ...(errors === undefined ? {} : { errors }),
+      ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
+    },
+  };
 }
 
 /** A refusal that says that nothing happened is not for a write of which one try got no answer. */

@@ -12,7 +12,7 @@ export const loadKeyPrefix = "load\u0001";
 /** Rows that are read before they are given out: of a block, each shard's go to its owner together. */
 const blockRows = 16_384;
 const blockBytes = 8_000_000;
-/** Of one shard's rows together: they travel in one message. */
+/** Of one shard's rows together, unless one alone is larger: they travel in one message. */
 const groupBytes = 400_000;
 /** Without a key a block that is not full goes when no further row has come for so long: somebody may wait for the answers. */
 const idleMs = 50;
@@ -114,13 +114,14 @@ export class Bulk {
         continue;
       }
       let group = open.get(item.shard);
-      if (group === undefined || group.bytes > groupBytes) {
+      const bytes = sizeOf(item.row);
+      if (group === undefined || group.bytes + bytes > groupBytes) {
         group = { rows: [], bytes: 0 };
         open.set(item.shard, group);
         groups.push(group.rows);
       }
       group.rows.push(item);
-      group.bytes += sizeOf(item.row);
+      group.bytes += bytes;
     }
     await Promise.all(
       groups.map(async (rows) => {
@@ -174,8 +175,16 @@ export class Bulk {
   }
 }
 
+/** Names of the fields, the time, lengths. */
+const overheadBytes = 80;
+/** As it travels. */
 const sizeOf = (row: LoadRow): number =>
-  row.id.length + row.name.length + row.spec.length + row.state.length + row.labels.length;
+  overheadBytes +
+  Buffer.byteLength(row.id) +
+  Buffer.byteLength(row.name) +
+  Buffer.byteLength(row.spec) +
+  Buffer.byteLength(row.state) +
+  Buffer.byteLength(row.labels);
 
 type Item = Placed | BulkLine;
 

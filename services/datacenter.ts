@@ -14,6 +14,7 @@ import { DigestKeeper } from "../replication/digest-keeper.js";
 import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
 import { epochEndsIn } from "../replication/epoch-ends.js";
+import { ownerIn } from "../replication/history.js";
 import { Payloads } from "../replication/payloads.js";
 import { Pace } from "../replication/pace.js";
 import { PostgresReplicaStore } from "../replication/replica-store.js";
@@ -310,6 +311,7 @@ export async function createDatacenter(
       tasks,
       keyRetentionMs: config.idempotencyRetentionMs,
       gate: engine.gate,
+      ownerIn: (shard, at) => ownerIn(data, shard, at),
       published: (shard, position, at, deadline) =>
         map.get(shard)?.epoch === at
           ? publisher.published(shard, toEpoch(at), toPosition(position), deadline)

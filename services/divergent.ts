@@ -32,16 +32,19 @@ export class DivergentOperations {
    */
   async replay(context: RequestContext, id: string): Promise<Reply> {
     const row = await this.#open(id);
+    // Twice asked for, or asked for while the first answer is on its way, it takes effect once.
+    // The key of a load is that of many operations.
+    const key =
+      row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)
+        ? `divergent-${row.id}`
+        : row.idempotencyKey;
+    // This process may have answered the first request, which had no condition.
+    this.#face.forgetKey(row.tenant, key);
     const reply = await this.#face.execute(
       {
         ...context,
         caller: { ...context.caller, tenant: row.tenant },
-        // Twice asked for, or asked for while the first answer is on its way, it takes effect once.
-        // The key of a load is that of many operations.
-        idempotencyKey:
-          row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)
-            ? `divergent-${row.id}`
-            : row.idempotencyKey,
+        idempotencyKey: key,
         consistency: "owner",
       },
       commandOf(row),

@@ -5,7 +5,7 @@ import type { LoadRow } from "../replication/load.js";
 import type { LoadWriter } from "../replication/load-writer.js";
 import type { Operation, ShardWriter, Written } from "../replication/work.js";
 import type { Executor, Routed } from "../routing/router.js";
-import type { ShardId, SiteName } from "../shards/ids.js";
+import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import { shardOf } from "../shards/ids.js";
 import type { Caller, Command, Reply } from "./api.js";
 import type { OwnerGate } from "./engine/gate.js";
@@ -14,6 +14,7 @@ import type { Queries } from "./clusters/queries.js";
 import { putDocument } from "./documents.js";
 import { parseJobId, parseTaskId } from "./jobs/ids.js";
 import { deleteWorker, jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
+import { shortened, type TaskList } from "./jobs/output.js";
 
 /** What goes along with a command to its owner. */
 export interface CommandContext {
@@ -89,6 +90,8 @@ export interface ExecutorOptions {
   /** How long a key is remembered, milliseconds. */
   readonly keyRetentionMs: number;
   readonly gate: Pick<OwnerGate, "held" | "mayAcknowledge">;
+  /** Who owned the shard in an epoch, as far as that is known here. */
+  readonly ownerIn: (shard: ShardId, epoch: Epoch) => Promise<SiteName | undefined>;
   readonly published: (shard: ShardId, position: number, epoch: number, deadline: number) => Promise<void>;
   readonly onStaleFinish: () => void;
 }
@@ -124,12 +127,12 @@ export class CommandExecutor implements Executor<Command, Reply> {
       const written = await this.o.writer.write(keyed, { durability: context.durability, deadline: request.deadline });
       return {
         status: written.outcome.status,
-        ...(written.outcome.status === 204 ? {} : { body: written.outcome.body }),
+        ...(written.outcome.status === 204 ? {} : { body: bodyOf(command, written.outcome.body, request.answerBytes) }),
         ...(written.outcome.version === undefined ? {} : { version: written.outcome.version }),
         ...(command.type === "job.tasks"
           ? {}
           : { place: { shard: request.shard, epoch: written.epoch, position: written.position } }),
-        owner: this.o.site,
+        ...(await this.#ownerOf(request.shard, written)),
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
         ...this.#confirmation(request.shard, context, written),
@@ -204,7 +207,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
         status: 200,
         body: written.outcome.body,
         place: { shard: request.shard, epoch: written.epoch, position: written.position },
-        owner: this.o.site,
+        ...(await this.#ownerOf(request.shard, written)),
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
         ...this.#confirmation(request.shard, context, written),
@@ -212,6 +215,13 @@ export class CommandExecutor implements Executor<Command, Reply> {
     } catch (error) {
       throw error instanceof Problem ? error.withOwner(this.o.site) : error;
     }
+  }
+
+  /** The owner in the epoch of the position: a replayed answer may be of a former one's. */
+  async #ownerOf(shard: ShardId, { replayed, epoch, openEpoch }: Written): Promise<Pick<Reply, "owner">> {
+    if (!replayed || epoch >= openEpoch) return { owner: this.o.site };
+    const owner = await this.o.ownerIn(shard, epoch).catch(() => undefined);
+    return owner === undefined ? {} : { owner };
   }
 
   /** A local write is acknowledged only under the lease that it was made under. */
@@ -269,6 +279,10 @@ export class CommandExecutor implements Executor<Command, Reply> {
     };
   }
 }
+
+/** Tasks may have printed more than goes into one message. */
+const bodyOf = (command: Command, body: unknown, most: number | undefined): unknown =>
+  command.type === "job.tasks" && most !== undefined ? shortened(body as TaskList, most) : body;
 
 /** Of what the caller asked: the same key with another request is refused. */
 export function fingerprint(command: Command): string {

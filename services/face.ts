@@ -1,8 +1,10 @@
 import { createHash } from "node:crypto";
 import { Problem } from "../infra/errors.js";
 import type { EventLoop } from "../infra/event-loop.js";
+import { readFailure } from "../infra/postgres/faults.js";
 import type { JsonObject } from "../replication/entities.js";
 import type { LoadRow } from "../replication/load.js";
+import type { Route } from "../routing/router.js";
 import { shardOf, type ShardId } from "../shards/ids.js";
 import type { ClusterQuotas } from "./access/quotas.js";
 import type { WriteRates } from "./access/write-rates.js";
@@ -36,6 +38,10 @@ import type { Verifier } from "./verify.js";
 const arrivalMs = 1_000;
 /** Of a load's time, what it may wait for the tenant's turn; the rest is for its owner. */
 const ownTurn = 0.8;
+
+const unread = (error: unknown): never => {
+  throw readFailure(error);
+};
 
 /** What HTTP stands on, in front of a datacenter's process. */
 export class Face implements Datacenter {
@@ -82,6 +88,7 @@ export class Face implements Datacenter {
         : command;
     const labels = { durability: context.durability };
     let giveBack: () => void = () => undefined;
+    let tried: Route = "local";
     const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
       const { tenant, principal } = context.caller;
@@ -103,6 +110,7 @@ export class Face implements Datacenter {
         deadline: context.deadline,
         repeatable: isRepeatable(placed, key),
         write: isWrite,
+        tried: (route) => (tried = route),
       });
       if (key !== null) this.#keys.used(tenant, key, print, began);
       if (isWrite) {
@@ -116,17 +124,23 @@ export class Face implements Datacenter {
         await this.#p.progress.wait(shard, epoch, position, until).catch(() => undefined);
       }
       return result;
-    } catch (error) {
+    } catch (failure) {
+      const error = readFailure(failure);
       if (!(error instanceof Problem && error.code === "outcome_unknown")) giveBack();
       if (isWrite)
         this.#p.metrics.writes.inc({
           ...labels,
           outcome: error instanceof Problem ? error.code : "internal",
-          route: "local",
+          route: tried,
         });
       if (placed.type === "task.finish" && isOwnerless(error)) throw await this.#kept(context, placed, error);
       throw error;
     }
+  }
+
+  /** What the key was used for here did not last: it may come with another request. */
+  forgetKey(tenant: string, key: string): void {
+    this.#keys.forget(tenant, key);
   }
 
   /** A finish without an owner is stored, and forwarded until it is answered; its worker may still repeat it. */
@@ -148,6 +162,7 @@ export class Face implements Datacenter {
     const labels = { durability: context.durability };
     const { tenant, principal } = context.caller;
     const rooms: (() => void)[] = [];
+    let tried: Route = "local";
     try {
       const now = this.#p.time.monotonic();
       rooms.push(await this.#writes.takeRows(tenant, rows.length, now + ownTurn * (context.deadline - now)));
@@ -165,14 +180,16 @@ export class Face implements Datacenter {
         deadline: context.deadline,
         repeatable: true,
         write: true,
+        tried: (route) => (tried = route),
       });
       result.confirm?.();
       this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route }, rows.length);
       return result;
-    } catch (error) {
+    } catch (failure) {
+      const error = readFailure(failure);
       const outcome = error instanceof Problem ? error.code : "internal";
       if (outcome !== "outcome_unknown") for (const back of rooms) back();
-      this.#p.metrics.writes.inc({ ...labels, outcome, route: "local" }, rows.length);
+      this.#p.metrics.writes.inc({ ...labels, outcome, route: tried }, rows.length);
       throw error;
     }
   }
@@ -225,7 +242,10 @@ export class Face implements Datacenter {
       await this.#unlessLeft(this.#arrival.of(context.minPosition, context.deadline), signal);
       waitMs = Math.max(0, Math.min(waitMs, Math.floor(context.deadline - this.#p.time.monotonic())));
     }
-    const tasks = await this.#p.dispatcher.take({ ...request, waitMs, tenant: context.caller.tenant }, signal);
+    // The database's errors are those of the look for its worker: nothing was taken yet.
+    const tasks = await this.#p.dispatcher
+      .take({ ...request, waitMs, tenant: context.caller.tenant }, signal)
+      .catch(unread);
     return { status: 200, body: { tasks }, servedBy: this.#p.servedBy };
   }
 
@@ -237,7 +257,8 @@ export class Face implements Datacenter {
       .where("tenant", "=", context.caller.tenant)
       .where("id", "=", workerId)
       .where("deleted", "=", false)
-      .executeTakeFirst();
+      .executeTakeFirst()
+      .catch(unread);
     if (found === undefined) throw new Problem("not_found", `Worker ${workerId} is not registered.`);
     return { status: 200, body: {}, servedBy: this.#p.servedBy };
   }

@@ -7,6 +7,8 @@ export function keepGauges(parts: DatacenterParts, loop: Pick<EventLoop, "lag">)
   metrics.beforeScrape(async () => {
     metrics.ownedShards.set(parts.map.ownedBy(parts.site).length);
     metrics.stoppedShards.set(parts.map.all().filter((head) => head.stopped !== null).length);
+    // Without those that own nothing any more.
+    metrics.replicationLagSeconds.reset();
     for (const [owner, ms] of parts.readiness.lagByOwner())
       metrics.replicationLagSeconds.set({ shard_owner: owner }, ms / 1000);
     metrics.unpublishedBytes.set(Math.round(parts.backlog.bytes));

@@ -27,7 +27,7 @@ export function createMetrics(options: MetricsOptions = {}) {
     registry,
     writes: new Counter({
       name: "hothot_writes_total",
-      help: "Writes that this datacenter's API took, by outcome (`ok` or the problem's code), durability and route (local, forward, relay).",
+      help: "Writes that this datacenter's API took, by outcome (`ok` or the problem's code), durability and route (local, forwarded).",
       labelNames: ["outcome", "durability", "route"] as const,
       registers,
     }),

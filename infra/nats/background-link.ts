@@ -1,5 +1,5 @@
 import type { Msg } from "nats";
-import { NoResponders, type ConnectOptions, type Link, type Reply } from "./messaging.js";
+import { NoResponders, type ConnectOptions, type Link, type Reply, type Subscription } from "./messaging.js";
 import { NatsLink } from "./nats-link.js";
 
 /** A connection to one other site's server, made in the background; while there is none, certainly nobody gets a request. */
@@ -15,7 +15,7 @@ export class BackgroundLink implements Link {
     this.#link?.publish(subject, data);
   }
 
-  subscribe(): () => void {
+  subscribe(): Subscription {
     throw new Error("subscriptions belong to the own site's connection");
   }
 

@@ -17,18 +17,33 @@ export class NoAnswer extends Error {
   }
 }
 
+/** There will be no answer, as the servers don't take so much in one message: certainly nothing was sent. */
+export class TooLarge extends NoAnswer {
+  constructor(subject: string, bytes: number) {
+    super(subject, new RangeError(`${bytes} bytes are too many for a message`));
+    this.name = "TooLarge";
+  }
+}
+
 export interface Message {
   readonly subject: string;
   readonly data: Uint8Array;
+  /** @throws TooLarge */
   respond(data: Uint8Array): void;
+}
+
+/** Called, it ends at once: what is on its way is dropped. */
+export interface Subscription {
+  (): void;
+  /** Ends it, but hands over what the server had sent before. Rejects when the connection is gone, waits while it comes back. */
+  drain(): Promise<void>;
 }
 
 /** Core messaging between the processes of the group: at most once, no memory. */
 export interface Messenger {
   publish(subject: string, data: Uint8Array): void;
-  /** @returns a function that ends the subscription. */
-  subscribe(subject: string, handler: (message: Message) => void, options?: { readonly queue?: string }): () => void;
-  /** @throws NoResponders | NoAnswer */
+  subscribe(subject: string, handler: (message: Message) => void, options?: { readonly queue?: string }): Subscription;
+  /** @throws NoResponders | NoAnswer, which may be TooLarge */
   request(subject: string, data: Uint8Array, timeoutMs: number): Promise<Uint8Array>;
 }
 
@@ -39,7 +54,7 @@ export interface Reply {
 
 /** A way to the servers that answers requests. */
 export interface Link extends Messenger {
-  /** @throws NoResponders | NoAnswer */
+  /** @throws NoResponders | NoAnswer, which may be TooLarge */
   call(
     subject: string,
     data: Uint8Array,

@@ -9,17 +9,26 @@ import {
   type Msg,
   type MsgHdrs,
   type NatsConnection,
-  type Subscription,
+  type Subscription as Current,
 } from "nats";
 import { FatalError } from "../errors.js";
 import type { Logger } from "../logger.js";
-import { NoAnswer, NoResponders, type ConnectOptions, type Link, type Message, type Reply } from "./messaging.js";
+import {
+  NoAnswer,
+  NoResponders,
+  TooLarge,
+  type ConnectOptions,
+  type Link,
+  type Message,
+  type Reply,
+  type Subscription,
+} from "./messaging.js";
 
 interface Subscribed {
   readonly subject: string;
   readonly queue: string | undefined;
   readonly handle: (message: Msg) => void;
-  current: Subscription;
+  current: Current;
 }
 
 /** How often a connection that fell back to another server looks whether its own is there again. */
@@ -119,10 +128,10 @@ export class NatsLink implements Link {
     subject: string,
     handler: (message: Message) => void,
     options: { readonly queue?: string } = {},
-  ): () => void {
+  ): Subscription {
     const handle = (message: Msg): void => {
       try {
-        handler({ subject: message.subject, data: message.data, respond: (data) => void message.respond(data) });
+        handler({ subject: message.subject, data: message.data, respond: (data) => answer(message, data) });
       } catch (failure) {
         this.#log.error("message handler failed", { subject: message.subject, error: failure });
       }
@@ -134,10 +143,15 @@ export class NatsLink implements Link {
       current: listen(this.#nc, subject, options.queue, handle),
     };
     this.#subscribed.add(subscribed);
-    return () => {
+    const end = (): void => {
       this.#subscribed.delete(subscribed);
       if (!this.#nc.isClosed()) subscribed.current.unsubscribe();
     };
+    const drain = async (): Promise<void> => {
+      this.#subscribed.delete(subscribed);
+      await subscribed.current.drain();
+    };
+    return Object.assign(end, { drain });
   }
 
   /** Sends everything that was published or subscribed so far to the server. */
@@ -149,7 +163,7 @@ export class NatsLink implements Link {
     return (await this.call(subject, data, timeoutMs)).data;
   }
 
-  /** A request with headers. @throws NoResponders | NoAnswer */
+  /** A request with headers. @throws NoResponders | NoAnswer, which may be TooLarge */
   async call(
     subject: string,
     data: Uint8Array,
@@ -223,7 +237,7 @@ export class NatsLink implements Link {
           ...(hdrs === undefined ? {} : { headers: hdrs }),
         });
       } catch (error) {
-        fail(new NoAnswer(subject, error));
+        fail(isTooLarge(error) ? new TooLarge(subject, data.length) : new NoAnswer(subject, error));
       }
     });
   }
@@ -289,6 +303,17 @@ export class NatsLink implements Link {
   }
 }
 
+const isTooLarge = (error: unknown): boolean =>
+  error instanceof NatsError && error.code === (ErrorCode.MaxPayloadExceeded as string);
+
+function answer(message: Msg, data: Uint8Array): void {
+  try {
+    message.respond(data);
+  } catch (error) {
+    throw isTooLarge(error) ? new TooLarge(message.reply ?? message.subject, data.length) : error;
+  }
+}
+
 function headersOf(headers: Readonly<Record<string, string>>): MsgHdrs {
   const out = newHeaders();
   for (const [name, value] of Object.entries(headers)) out.set(name, value);
@@ -300,7 +325,7 @@ function listen(
   subject: string,
   queue: string | undefined,
   handle: (message: Msg) => void,
-): Subscription {
+): Current {
   return nc.subscribe(subject, {
     ...(queue === undefined ? {} : { queue }),
     callback: (error, message) => {

@@ -1,5 +1,6 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from "node:http";
 import { Problem, problems } from "../../infra/errors.js";
+import { awayProblem, isAway } from "../../infra/postgres/faults.js";
 import type { Answer } from "./types.js";
 
 const jsonType = "application/json; charset=utf-8";
@@ -25,9 +26,12 @@ export function sendAnswer(response: ServerResponse, answer: Answer, requestId: 
   );
 }
 
-/** RFC 9457. What isn't a Problem is answered as `internal`, without a word of it. */
+/**
+ * RFC 9457. What isn't a Problem is answered as `internal`, without a word of it; but of the database's absence it is said that it
+ * will pass, and of what may have been written before, that nobody knows.
+ */
 export function sendProblem(response: ServerResponse, error: unknown, requestId: string, close: boolean): void {
-  const problem = error instanceof Problem ? error : new Problem("internal");
+  const problem = problemOf(error, response.req.method);
   const headers: OutgoingHttpHeaders = { "X-Request-Id": requestId };
   const retryAfter = problem.retryAfterSeconds ?? (problem.status === 503 || problem.status === 429 ? 1 : undefined);
   if (retryAfter !== undefined) headers["Retry-After"] = Math.max(1, Math.ceil(retryAfter));
@@ -41,6 +45,13 @@ export function sendProblem(response: ServerResponse, error: unknown, requestId:
     headers,
     close,
   );
+}
+
+function problemOf(error: unknown, method: string | undefined): Problem {
+  if (error instanceof Problem) return error;
+  if (!isAway(error)) return new Problem("internal");
+  const away = awayProblem(error);
+  return method === "GET" || method === "HEAD" ? away : new Problem("outcome_unknown", away.message, { cause: error });
 }
 
 export function problemBody(problem: Problem, requestId: string): Record<string, unknown> {

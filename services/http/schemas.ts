@@ -27,11 +27,14 @@ const shardNumber = z
 const jsonObject = z.record(z.string(), z.unknown());
 const labels = z.record(z.string(), z.string("must be a string"));
 
-/** RFC 3339, made UTC with milliseconds; from 1970, as every store behind can hold it. */
+const latest = Date.parse("9999-12-31T23:59:59.999Z");
+
+/** RFC 3339, made UTC with milliseconds; from 1970 to the end of 9999 in UTC, as every store behind can hold it. */
 const time = z
   .string()
   .refine(
-    (text) => z.iso.datetime({ offset: true }).safeParse(text).success && Date.parse(text) >= 0,
+    (text) =>
+      z.iso.datetime({ offset: true }).safeParse(text).success && Date.parse(text) >= 0 && Date.parse(text) <= latest,
     "must be a time like 2030-01-31T12:00:00Z",
   )
   .transform((text) => new Date(text).toISOString())

@@ -1,6 +1,7 @@
 import type { Database } from "../../infra/postgres/database.js";
 import { Problem, type ProblemCode } from "../../infra/errors.js";
 import type { Caller, Command } from "../api.js";
+import { tailOf } from "./output.js";
 
 export type FinishCommand = Extract<Command, { readonly type: "task.finish" }>;
 
@@ -110,7 +111,7 @@ function bounded(command: FinishCommand): FinishCommand {
   const { stdout, stderr } = command;
   return {
     ...command,
-    ...(stdout === undefined ? {} : { stdout: stdout.slice(-outputLimit) }),
-    ...(stderr === undefined ? {} : { stderr: stderr.slice(-outputLimit) }),
+    ...(stdout === undefined ? {} : { stdout: tailOf(stdout, outputLimit) }),
+    ...(stderr === undefined ? {} : { stderr: tailOf(stderr, outputLimit) }),
   };
 }

@@ -7,6 +7,7 @@ import type { OfferedTask } from "./job-events.js";
 import { shardOfJob } from "./job-operations.js";
 import { backoffMs } from "./plan.js";
 import type { JobContext } from "./job-context.js";
+import { tailOf } from "./output.js";
 import { isVoid, timeOf } from "./rows.js";
 import { JobRun } from "./run.js";
 import { takenTask, taskView } from "./views.js";
@@ -278,7 +279,7 @@ const leaseAnswer = (leaseMs: number, stop: boolean): { status: number; body: Le
 });
 const stale = (detail: string): Problem => new Problem("stale_token", detail);
 const tail = (text: string | undefined, limit: number): string | null =>
-  text === undefined ? null : text.slice(-limit);
+  text === undefined ? null : tailOf(text, limit);
 
 /** A try of it is under way: its worker has it, or was silent and nobody else has taken it since. */
 const isOpen = (task: TaskRow): boolean =>

@@ -343,9 +343,14 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
         await stack.until(async () => (await get(dc, other)).status === 200, 10_000, `${dc} has ${other}`);
 
       await stack.simulate("isolate", "west");
-      const tail = at(idsOf(before, "west", "tail", 1), 0);
-      const written = await put("west", tail, "divergent", { "hothot-timeout-ms": "2500" });
+      const [tail = "", keyed = ""] = idsOf(before, "west", "tail", 2);
+      const short = { "hothot-timeout-ms": "2500" };
+      const [written, alone] = await Promise.all([
+        put("west", tail, "divergent", short),
+        put("west", keyed, "alone", { ...short, "idempotency-key": "replayed-here" }),
+      ]);
       body(written, 201);
+      body(alone, 201);
       const stale = await stack.until(
         async () => {
           const answer = await get("west", mine);
@@ -408,11 +413,20 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       const healed = await get("west", mine);
       assert.equal(body(healed, 200)["name"], "by central");
       assert.equal(healed.headers.get("hothot-stale"), null);
+      const divergent = await divergentOf("west");
       assert.deepEqual(
-        (await divergentOf("west")).map((item) => [item.clusterId, item.status, placeText(item)]),
-        [[tail, "open", placeText(placeOf(written))]],
+        divergent.map((item) => [item.clusterId, item.status, placeText(item)]).sort(),
+        [
+          [tail, "open", placeText(placeOf(written))],
+          [keyed, "open", placeText(placeOf(alone))],
+        ].sort(),
         "what was refused is not there",
       );
+      // By the very process that answered it first.
+      const lost = divergent.find((item) => item.clusterId === keyed);
+      const replayed = await on("west", "POST", `/v1/divergent-operations/${lost?.id}/replay`, {});
+      assert.equal(body(replayed, 200)["status"], "replayed");
+      assert.equal(body(await get("west", keyed, { "hothot-consistency": "owner" }), 200)["name"], "alone");
       await allEqual(stack, "west");
       assert.equal(body(await get("west", other), 200)["version"], 1, "what was refused had no effect");
       assert.equal(body(await get("west", mine), 200)["version"], 3);
@@ -446,6 +460,38 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       await allServe(stack);
       await allEqual(stack, "central");
       assert.equal(placeText(placeOf(await put("west", id, "end"))).split(":").length, 3);
+    });
+
+    it("answers 503 to every read where its PostgreSQL is gone, until others own its shards, and after that to local ones", async () => {
+      const map = await shardMap(stack, "east");
+      const gone = at(map, 0).owner ?? "";
+      const heir = stack.dcs.find((dc) => dc !== gone) ?? "";
+      const [mine = "", other = ""] = idsOf(map, gone, "gone", 2);
+      for (const id of [mine, other]) body(await put("east", id, "before", { "hothot-durability": "replicated" }), 201);
+      await stack.until(async () => (await get(gone, other)).status === 200, 10_000, `${gone} has ${other}`);
+      const owner = { "hothot-consistency": "owner", "hothot-timeout-ms": "1000" };
+      for (const pid of stack.pids(gone).postgres) process.kill(pid, "SIGKILL");
+      await stack.until(async () => (await get(gone, other)).status !== 200, 10_000, "its PostgreSQL is gone");
+      const answers = await Promise.all([
+        get(gone, mine),
+        on(gone, "GET", "/v1/clusters"),
+        on(gone, "GET", "/v1/jobs"),
+        on(gone, "POST", "/v1/workers/w1/heartbeat", {}),
+        on(gone, "POST", "/v1/tasks/take", { workerId: "w1" }),
+      ]);
+      for (const answer of answers) problem(answer, "no_lease");
+      // It is asked as the owner, by itself and by others, and then no owner any more.
+      for (const dc of [gone, heir]) {
+        const answer = await get(dc, mine, owner);
+        assert.ok(answer.status === 200 || answer.status === 503, `${dc}: ${answer.text}`);
+      }
+      await takenFrom(gone, heir);
+      body(await get(heir, mine, { "hothot-consistency": "owner" }), 200);
+      problem(await get(gone, other), "no_lease");
+      await stack.simulate("restart", gone);
+      await allServe(stack);
+      body(await get(gone, other), 200);
+      await allEqual(stack, heir);
     });
   });
 });

@@ -123,6 +123,7 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     const keyed = at(idsOf(initial, "west", "keyed", 1), 0);
     const first = await put("central", keyed, key, "first");
     assert.equal(first.headers.get("idempotency-replayed"), "true");
+    assert.equal(first.headers.get("hothot-owner"), "west", "the owner in the epoch of the position");
     for (const dc of ["east", "central"])
       same(await put(dc, keyed, { ...key, "hothot-durability": "replicated" }, "first"), first);
   });

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
 import { systemTime } from "../../infra/clock.js";
+import { Problem } from "../../infra/errors.js";
 import { silentLogger } from "../../infra/logger.js";
 import { Database } from "../../infra/postgres/database.js";
 import { systemRandom } from "../../infra/random.js";
+import { LoadWriter } from "../../replication/load-writer.js";
 import { PostgresOwnerStore } from "../../replication/owner-store.js";
 import { Writer } from "../../replication/writer.js";
 import { epoch, shardOf, type ShardId } from "../../shards/ids.js";
@@ -35,14 +37,9 @@ after(() => server.stop());
 
 /** Jobs of one datacenter that owns every shard, on a real database. */
 async function datacenter() {
-  const database = new Database({
-    url: await freshDatabase(server),
-    connections: 6,
-    name: "test",
-    statementTimeoutMs: 5_000,
-    pipeline: true,
-    log: silentLogger,
-  });
+  const options = { url: await freshDatabase(server), statementTimeoutMs: 5_000, log: silentLogger };
+  const database = new Database({ ...options, connections: 6, name: "test", pipeline: true });
+  const unpiped = new Database({ ...options, connections: 2, name: "test loads" });
   await database.migrate();
   for (const shard of all)
     await database.pool.query(
@@ -151,9 +148,10 @@ async function datacenter() {
   };
   const close = async (): Promise<void> => {
     await dispatcher.stop();
+    await unpiped.close();
     await database.close();
   };
-  return { database, dispatcher, writer, jobs, tasks, source, cluster, start, row, work, takeover, close };
+  return { database, unpiped, dispatcher, writer, jobs, tasks, source, cluster, start, row, work, takeover, close };
 }
 
 test("jobs run to their end on a real database, through a takeover, with the records that they should have", async () => {
@@ -240,6 +238,79 @@ test("what the database is asked for is what it answers: leases, schedules, expi
       statuses.map(({ id, status }) => `${id}:${status}`),
       ["due:active", "later:active", "over:terminated", "silent:active"],
     );
+  } finally {
+    await dc.close();
+  }
+});
+
+test("a value that the database refuses fails alone, and says so; what was to be committed with it is", async () => {
+  const dc = await datacenter();
+  const { pool } = dc.database;
+  // As no timestamp of PostgreSQL can be.
+  const odd = "+010000-01-01T00:59:59.000Z";
+  const outcome = async (write: Promise<unknown>): Promise<string> =>
+    write.then(
+      () => "ok",
+      (error: unknown) => (error instanceof Problem ? error.code : String(error)),
+    );
+  try {
+    const ids = Array.from({ length: 40 }, (_, i) => `c${i}`);
+    const outcomes = await Promise.all(
+      ids.map((id, i) => outcome(dc.cluster(id, i === 13 || i === 14 ? { expiresAt: odd } : {}))),
+    );
+    assert.deepEqual(
+      outcomes,
+      ids.map((_, i) => (i === 13 || i === 14 ? "internal" : "ok")),
+    );
+    const { rows } = await pool.query<{ clusters: number; numbered: number; records: number }>(
+      `SELECT (SELECT count(*)::int FROM clusters) AS clusters, (SELECT count(*)::int FROM outbox) AS records,
+        (SELECT sum(position)::int FROM shard_head) AS numbered`,
+    );
+    // And the worker's registration.
+    assert.deepEqual(rows[0], { clusters: 38, numbered: 39, records: 39 });
+
+    const loads = new LoadWriter({
+      database: dc.unpiped,
+      gate: { enter: () => epoch(1), mayAcknowledge: () => true },
+      events: { uncertain: () => undefined, committed: () => {}, published: async () => {} },
+      site: "east",
+      time: systemTime,
+      log: silentLogger,
+    });
+    const load = async (id: string, expiresAt: string | null): Promise<string> =>
+      outcome(
+        loads.write(
+          {
+            shard: shardOf(id, shards),
+            tenant: "",
+            rows: [{ id, name: id, spec: "{}", state: "{}", labels: "{}", expiresAt }],
+            key: { key: `load ${id}`, retentionMs: 1_000 },
+            trace: { requestId: "r", traceparent: null },
+          },
+          local(),
+        ),
+      );
+    const ofShard = (shard: number): string =>
+      Array.from({ length: 1_000 }, (_, i) => `l${i}`).find((id) => shardOf(id, shards) === shard) ?? "";
+    assert.deepEqual(await Promise.all([0, 1, 2, 3].map((shard) => load(ofShard(shard), shard === 2 ? odd : null))), [
+      "ok",
+      "ok",
+      "internal",
+      "ok",
+    ]);
+
+    // What a task prints is cut between characters.
+    await dc.cluster("loud");
+    const job = await dc.start("loud", "stop");
+    const [task] = await dc.dispatcher.take({ tenant: "", workerId: "w1", waitMs: 1_000, max: 1 }, never);
+    assert.ok(task !== undefined);
+    const finish = { tenant: "", taskId: task.id, token: task.token, workerId: "w1", status: "ok" } as const;
+    const printed = `${"😀".repeat(32_001)}a`;
+    assert.equal(await outcome(dc.writer.write(dc.tasks.finish({ ...finish, stdout: printed }), local())), "ok");
+    const { stdout } = (
+      await pool.query<{ stdout: string }>("SELECT stdout FROM tasks WHERE job_id = $1 AND status = 'ok'", [job])
+    ).rows[0] ?? { stdout: "" };
+    assert.equal(stdout, `${"😀".repeat(31_999)}a`);
   } finally {
     await dc.close();
   }

@@ -9,6 +9,7 @@ import { LinkProxy } from "../../infra/local/link-proxy.js";
 import { isAlive, launch, running, send, signalTree, startTimeOf, waitGone } from "../../infra/local/processes.js";
 import { fits, PortPlan } from "../../infra/local/ports.js";
 import { silentLogger } from "../../infra/logger.js";
+import { NoResponders, TooLarge } from "../../infra/nats/messaging.js";
 import { NatsLink } from "../../infra/nats/nats-link.js";
 import { pause, until } from "../../infra/local/wait.js";
 import { endFolder, freshFolder } from "../harness/folder.js";
@@ -243,6 +244,31 @@ describe("a connection to NATS", () => {
       );
       const echoed = await other.request("echo", text.encode("here"), 2_000);
       assert.equal(new TextDecoder().decode(echoed), "here");
+
+      // What no message holds was not sent.
+      const large = new Uint8Array(1_048_577);
+      await assert.rejects(other.request("echo", large, 5_000), TooLarge);
+      let respond: ((data: Uint8Array) => void) | undefined;
+      const ends = link.subscribe("ends", (message) => {
+        if (message.data.length === 0) respond = (data) => message.respond(data);
+        else message.respond(message.data);
+      });
+      await link.flush();
+      const answered = other.request("ends", new Uint8Array(0), 5_000);
+      await until(() => respond !== undefined, 5_000, 1);
+      assert.throws(() => respond?.(large), TooLarge);
+      respond?.(text.encode("small"));
+      assert.equal(new TextDecoder().decode(await answered), "small");
+
+      // What was on its way to a subscription that drains is heard.
+      const asked = Array.from({ length: 200 }, (_, i) => other.request("ends", new Uint8Array([i]), 5_000));
+      await other.flush();
+      await ends.drain();
+      assert.deepEqual(
+        (await Promise.all(asked)).map(([first]) => first),
+        asked.map((_, i) => i),
+      );
+      await assert.rejects(other.request("ends", new Uint8Array([1]), 5_000), NoResponders);
     } finally {
       await Promise.all([link.close(), other.close()]);
       await nats.stop();

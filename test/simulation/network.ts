@@ -62,7 +62,8 @@ export class Network {
         let set = this.#subscriptions.get(subject);
         if (set === undefined) this.#subscriptions.set(subject, (set = new Set()));
         set.add(subscription);
-        return () => set.delete(subscription);
+        const end = (): void => void set.delete(subscription);
+        return Object.assign(end, { drain: async () => end() });
       },
       request: (subject, data, timeoutMs) =>
         new Promise((resolve, reject) => {

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { pack } from "msgpackr";
 import { Problem } from "../../infra/errors.js";
 import type { Written } from "../../replication/work.js";
 import type { Command } from "../../services/api.js";
@@ -25,6 +26,72 @@ const request = (command: Command, durability: CommandContext["durability"] = "l
   write: true,
 });
 const put: Command = { type: "cluster.put", id: "a", fields: { name: "a", spec: {} }, condition: {} };
+
+const executorWith = (parts: Partial<Record<keyof ExecutorOptions, unknown>>): CommandExecutor =>
+  new CommandExecutor({ site: "east", servedBy: "east/n1", shards: 8, ...parts } as ExecutorOptions);
+
+test("a replayed answer names the owner in the epoch of its position, where that is known", async () => {
+  const history = new Map([[2, "west"]]);
+  const owner = async (replayed: boolean, at: number): Promise<string | undefined> => {
+    const written: Written = {
+      outcome: { status: 200, body: {} },
+      epoch: epoch(at),
+      position: position(9),
+      replayed,
+      openEpoch: epoch(4),
+    };
+    const executor = executorWith({
+      writer: { write: () => Promise.resolve(written) },
+      loads: { write: () => Promise.resolve(written) },
+      ownerIn: (_shard: number, asked: number) =>
+        asked === 3 ? Promise.reject(new Error("away")) : Promise.resolve(history.get(asked)),
+    });
+    const reply = await executor.execute(request(put));
+    const loaded = await executor.execute(request({ type: "cluster.load", shard: shardId(3), rows: [] }));
+    assert.equal(loaded.owner, reply.owner);
+    return reply.owner;
+  };
+  assert.deepEqual(
+    [await owner(false, 4), await owner(true, 4), await owner(true, 2), await owner(true, 1), await owner(true, 3)],
+    ["east", "east", "west", undefined, undefined],
+  );
+});
+
+test("what tasks printed is shortened to their ends where the answer travels in a message", async () => {
+  const items = [
+    { id: "a", stdout: "x".repeat(64_000), stderr: "" },
+    { id: "b", stdout: "short", stderr: null },
+    { id: "c", stdout: "😀".repeat(16_000), stderr: `${"y".repeat(63_999)}z` },
+  ];
+  const body = { items, nextCursor: null };
+  const written = { outcome: { status: 200, body }, epoch: epoch(4), position: position(9), replayed: false };
+  const executor = executorWith({
+    writer: { write: () => Promise.resolve({ ...written, openEpoch: epoch(4) }) },
+    tasks: { list: () => ({}) },
+  });
+  const listed = async (answerBytes?: number): Promise<typeof items> => {
+    const asked = request({ type: "job.tasks", jobId: "j3-aaaaaaaaaaaaaaaa" });
+    const reply = await executor.execute({ ...asked, ...(answerBytes === undefined ? {} : { answerBytes }) });
+    return (reply.body as typeof body).items;
+  };
+  assert.deepEqual(await listed(), items);
+  assert.deepEqual(await listed(900_000), items);
+  const cut = await listed(30_000);
+  const size = pack({ items: cut, nextCursor: null }).length;
+  assert.ok(size <= 30_000 && size > 29_900, `${size} bytes`);
+  assert.deepEqual([cut[1], cut[0]?.stderr], [items[1], ""]);
+  assert.match(cut[2]?.stderr ?? "", /^y{9000,}z$/);
+  assert.match(cut[2]?.stdout ?? "", /^(😀){2000,}$/u);
+  // Where nothing is left for it, there is still the list.
+  assert.deepEqual(
+    (await listed(20)).map(({ id, stdout }) => [id, stdout]),
+    [
+      ["a", ""],
+      ["b", ""],
+      ["c", ""],
+    ],
+  );
+});
 
 test("an answer of the owner is asked again when it is sent, and holds only while the shard may be answered for (rule f)", async () => {
   const lease = { valid: true };

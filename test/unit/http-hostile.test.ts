@@ -94,6 +94,43 @@ describe("HTTP against hostile requests", () => {
     assertProblem(await put("[".repeat(4_000) + "]".repeat(4_000)), 400, "invalid_request");
   });
 
+  it("says that a database is away, not that the request is at fault", async () => {
+    const fails = (code: string) => () => Promise.reject(Object.assign(new Error("secret"), { code }));
+    const { datacenter } = t;
+    const [getCluster, listClusters] = [
+      datacenter.getCluster.bind(datacenter),
+      datacenter.listClusters.bind(datacenter),
+    ];
+    try {
+      datacenter.getCluster = fails("ECONNREFUSED");
+      datacenter.listClusters = fails("57P01");
+      for (const path of ["/v1/clusters/c1", "/v1/clusters"]) {
+        const got = await t.ask("GET", path);
+        assertProblem(got, 503, "no_lease");
+        assert.equal(got.json["retryable"], true);
+        assert.ok(Number(got.headers["retry-after"]) >= 1);
+        assert.doesNotMatch(got.text, /secret/);
+      }
+      datacenter.getCluster = fails("42703");
+      assertProblem(await t.ask("GET", "/v1/clusters/c1"), 500, "internal");
+      // Who knows how far a write came.
+      datacenter.before = fails("ECONNRESET");
+      assertProblem(await put('{"name":"a","spec":{}}'), 504, "outcome_unknown");
+    } finally {
+      Object.assign(datacenter, { getCluster, listClusters, before: () => {} });
+    }
+  });
+
+  it("refuses times that no store can hold", async () => {
+    const at = (expiresAt: string) => put(JSON.stringify({ name: "a", spec: {}, expiresAt }));
+    for (const time of ["9999-12-31T23:59:59-01:00", "9999-12-31T23:59:60Z", "0000-01-01T00:00:00Z"]) {
+      const got = await at(time);
+      assertProblem(got, 400, "invalid_request");
+      assert.deepEqual(faultPaths(got), ["/expiresAt"], time);
+    }
+    assert.match((await at("9999-12-31T23:59:59.999Z")).text, /"9999-12-31T23:59:59.999Z"/);
+  });
+
   it("refuses other media types, and too much", async () => {
     for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", ""])
       assertProblem(await put("{}", { "content-type": type }), 415, "unsupported_media_type");

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createMetrics } from "../../infra/metrics/index.js";
+import type { DatacenterParts } from "../../services/datacenter.js";
+import { keepGauges } from "../../services/gauges.js";
 
 const names =
   `hothot_writes_total hothot_write_seconds hothot_replication_lag_seconds hothot_unpublished_records hothot_owned_shards
@@ -26,5 +28,27 @@ describe("Metrics", () => {
     const empty = (await other.render()).text;
     assert.match(empty, /hothot_owned_shards 0/);
     assert.doesNotMatch(empty, /nodejs_eventloop_lag_seconds|hothot_writes_total\{/);
+  });
+
+  it("tells the lag of those that own something now, and of nobody else", async () => {
+    const metrics = createMetrics({ process: false });
+    let lags = new Map([
+      ["west", 7_000],
+      ["central", 20],
+    ]);
+    const parts = {
+      metrics,
+      map: { ownedBy: () => [], all: () => [] },
+      readiness: { lagByOwner: () => lags },
+      backlog: { bytes: 0 },
+      leases: { msLeft: 0 },
+      control: { pool: { query: async () => ({ rows: [] }) } },
+    };
+    keepGauges(parts as unknown as DatacenterParts, { lag: { medianMs: 0, p99Ms: 0, maxMs: 0 } });
+    const told = async (): Promise<string[]> =>
+      (await metrics.render()).text.match(/^hothot_replication_lag_seconds\{.*/gm) ?? [];
+    assert.equal((await told()).length, 2);
+    lags = new Map([["central", 30]]);
+    assert.deepEqual(await told(), ['hothot_replication_lag_seconds{shard_owner="central"} 0.03']);
   });
 });

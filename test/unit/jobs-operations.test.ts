@@ -3,6 +3,7 @@ import test from "node:test";
 import { Problem } from "../../infra/errors.js";
 import { Catalog } from "../../services/jobs/catalog.js";
 import { putWorker } from "../../services/jobs/operations.js";
+import { tailOf } from "../../services/jobs/output.js";
 import { JobWorld, shards } from "../harness/job-world.js";
 import { shardOf } from "../../shards/ids.js";
 
@@ -437,6 +438,8 @@ test("too large a result is refused, too many results fail the job, long output 
   assert.throws(() => world.finish(a!, "ok", { result: { x: "y".repeat(1_000) } }), code("payload_too_large"));
   world.finish(a!, "ok", { result: { x: "y".repeat(900) }, stdout: "0123456789abc" });
   assert.equal(world.tasksOf(id)[0]?.stdout, "3456789abc");
+  // Half a character is not kept: the database would refuse it.
+  assert.deepEqual([tailOf("😀😀😀a", 4), tailOf("😀😀😀a", 5), tailOf("a😀", 5)], ["😀a", "😀😀a", "a😀"]);
   world.finish(b!, "ok", { result: { x: "y".repeat(900) } });
   assert.equal(world.job(id).status, "failed");
   assert.match(world.job(id).error ?? "", /more than 1500 bytes/);

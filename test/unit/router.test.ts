@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 import { pack, unpack } from "msgpackr";
 import { Problem, type ProblemCode } from "../../infra/errors.js";
 import { silentLogger } from "../../infra/logger.js";
-import { NoAnswer, NoResponders, type Message, type Messenger } from "../../infra/nats/messaging.js";
+import { NoAnswer, NoResponders, TooLarge, type Message, type Messenger } from "../../infra/nats/messaging.js";
 import { Changes } from "../../routing/changes.js";
 import { Router, rpcSubject, type Routed } from "../../routing/router.js";
 import { epoch, shardId } from "../../shards/ids.js";
@@ -33,11 +33,14 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
   const asked: Asked[] = [];
   const executed: Routed<string>[] = [];
   let serve: ((message: Message) => void) | undefined;
+  let execute = (): Promise<Answer> => Promise.resolve({ by: "east" });
+  let flushed = (): void => undefined;
   const messenger = (way: number): Messenger => ({
     publish: () => undefined,
     subscribe: (_subject, handler) => {
       serve = handler;
-      return () => undefined;
+      const drain = (): Promise<void> => new Promise((resolve) => (flushed = resolve));
+      return Object.assign(() => undefined, { drain });
     },
     request: (subject, data, timeoutMs) => {
       if ("probe" in (unpack(data) as object)) return Promise.reject(new NoAnswer(subject));
@@ -63,7 +66,7 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
     executor: {
       execute: (request) => {
         executed.push(request);
-        return Promise.resolve({ by: "east" });
+        return execute();
       },
     },
   });
@@ -77,6 +80,9 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
       changes.changed(shard);
     },
     die: (is: boolean) => (dead = is),
+    executes: (by: () => Promise<Answer>) => (execute = by),
+    /** What the server had sent has been handed over. */
+    flushed: () => flushed(),
     ask: (over: Partial<Routed<string>> = {}) =>
       router
         .execute({ shard, command: "c", context: {}, deadline: time.monotonic() + 10_000, ...kinds.plain, ...over })
@@ -84,13 +90,16 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
           ({ result, route }) => `${result.by}, ${route}`,
           (error: unknown) => (error instanceof Problem ? error.code : String(error)),
         ),
-    served: async (command: string): Promise<unknown> => {
-      await router.start();
+    served: async (command: string, over: { write?: boolean; mostBytes?: number } = {}): Promise<unknown> => {
+      if (serve === undefined) await router.start();
       let answered: unknown;
       serve?.({
         subject: rpcSubject("g", "east"),
-        data: pack({ shard, command, context: {}, timeoutMs: 700 }),
-        respond: (data) => (answered = unpack(data) as unknown),
+        data: pack({ shard, command, context: {}, timeoutMs: 700, write: over.write }),
+        respond: (data) => {
+          if (data.length > (over.mostBytes ?? Infinity)) throw new TooLarge("inbox", data.length);
+          answered = unpack(data) as unknown;
+        },
       });
       await settled();
       return answered;
@@ -226,6 +235,83 @@ describe("a router", () => {
     tries = 0;
     assert.equal(await r.ask(), "outcome_unknown");
     assert.equal(tries, 1);
+  });
+
+  it("refuses at once what no message can hold: nothing was sent", async () => {
+    for (const kind of [kinds.plain, kinds.keyed, kinds.read]) {
+      const r = setUp(() => Promise.reject(new TooLarge("x", 2_000_000)));
+      assert.equal(await r.ask(kind), "payload_too_large");
+      assert.equal(r.asked.length, 1);
+    }
+  });
+
+  it("says so where the answer is larger than a message: a write was carried out all the same", async () => {
+    const r = setUp(never);
+    r.become({ owner: "east", state: "owned", epoch: epoch(5) });
+    r.executes(() => Promise.resolve({ by: "x".repeat(1_000) }));
+    const code = async (write?: boolean): Promise<unknown> =>
+      (
+        (await r.served("c", { mostBytes: 900, ...(write === undefined ? {} : { write }) })) as {
+          problem: { code: string };
+        }
+      ).problem.code;
+    assert.deepEqual(
+      [await code(false), await code(true), await code()],
+      ["payload_too_large", "outcome_unknown", "outcome_unknown"],
+    );
+    assert.ok((r.executed[0]?.answerBytes ?? 0) > 100_000);
+  });
+
+  it("answers what was on its way when it drains, and waits for that", async () => {
+    const r = setUp(never);
+    r.become({ owner: "east", state: "owned", epoch: epoch(5) });
+    assert.deepEqual(await r.served("before"), { ok: { by: "east" } });
+    let drained = false;
+    const drain = r.router.drain().then(() => (drained = true));
+    await r.time.advance(100);
+    assert.equal(drained, false);
+    const late = (await r.served("late")) as { problem: { code: string } };
+    assert.deepEqual([late.problem.code, r.executed.length], ["draining", 1]);
+    r.flushed();
+    await drain;
+    // A connection that is gone holds nothing up for long.
+    const gone = setUp(never);
+    await gone.router.start();
+    const ends = gone.router.drain();
+    await gone.time.advance(5_000);
+    await ends;
+  });
+
+  it("takes a database that can't be used now for a missing lease, and a fault of a statement for what it is", async () => {
+    const failure = (code: string) => (): Promise<Answer> => Promise.reject(Object.assign(new Error(code), { code }));
+    const r = setUp(({ to }) => ok(to));
+    r.become({ owner: "east", state: "owned", epoch: epoch(5) });
+    r.executes(failure("ECONNREFUSED"));
+    const code = async (): Promise<unknown> =>
+      ((await r.served("c", { write: false })) as { problem: { code: string } }).problem.code;
+    assert.equal(await code(), "no_lease");
+    const late = r.ask({ ...kinds.read, deadline: r.time.monotonic() + 1_000 });
+    await r.time.advance(1_100);
+    assert.equal(await late, "no_lease");
+    // Until somebody else has taken over.
+    const waits = r.ask(kinds.read);
+    await r.time.advance(1_000);
+    r.become({ owner: "central", state: "replica", epoch: epoch(6) });
+    await r.time.advance(100);
+    assert.equal(await waits, "central, forwarded");
+    r.become({ owner: "east", state: "owned", epoch: epoch(7) });
+    r.executes(failure("42703"));
+    assert.deepEqual([await code(), await r.ask(kinds.read)], ["internal", "Error: 42703"]);
+  });
+
+  it("tells which way a request went, also one that is refused", async () => {
+    const r = setUp(() => refuse("version_mismatch"));
+    const ways: string[] = [];
+    const tried = (way: string): void => void ways.push(way);
+    assert.equal(await r.ask({ tried }), "version_mismatch");
+    r.become({ owner: "east", state: "owned", epoch: epoch(5) });
+    assert.equal(await r.ask({ tried }), "east, local");
+    assert.deepEqual(ways, ["forwarded", "local"]);
   });
 
   it("lets no more than so many requests wait for one datacenter, and those to others go on", async () => {
