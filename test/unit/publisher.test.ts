@@ -87,7 +87,7 @@ test("a shard that always has more to publish lets its statement through", async
   const publisher: Publisher = new Publisher({
     ...common,
     log,
-    outbox: { read: () => Promise.resolve([]) } as never,
+    outbox: { read: () => Promise.resolve([]) },
     map,
     site: "east",
     events: { stored: () => undefined },
