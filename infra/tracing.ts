@@ -9,14 +9,14 @@ export type SpanKind = "internal" | "server" | "client" | "producer" | "consumer
 
 /** One step of a request. */
 export interface Span {
-  /** W3C trace context for whatever follows from this step. */
+  /** W3C trace context for whatever follows from this step: the traceparent and, behind a space, the tracestate if there is one. */
   readonly traceparent: string;
   /** `fault`: a code that says why the step failed; never a message, which may tell too much. */
   end(attributes?: Attributes, fault?: string): void;
 }
 
 /**
- * Traces of requests, for an OpenTelemetry collector. `parent` is a W3C trace context; whether a trace is kept follows from
+ * Traces of requests, for an OpenTelemetry collector. `parent` is a W3C trace context as `Span` has it; whether a trace is kept follows from
  * its flags. Nothing here throws, or waits for the collector.
  */
 export interface Tracing {
@@ -95,9 +95,10 @@ class OtelTracing implements Tracing {
       { kind: kinds[kind], ...(attributes === undefined ? {} : { attributes: attributes }) },
       this.#context(parent) ?? this.api.ROOT_CONTEXT,
     );
-    const { traceId, spanId, traceFlags } = span.spanContext();
+    const { traceId, spanId, traceFlags, traceState } = span.spanContext();
+    const state = traceState?.serialize() ?? "";
     return {
-      traceparent: `00-${traceId}-${spanId}-${(traceFlags & 1) === 1 ? "01" : "00"}`,
+      traceparent: `00-${traceId}-${spanId}-${(traceFlags & 1) === 1 ? "01" : "00"}${state === "" ? "" : ` ${state}`}`,
       end: (more, fault) => {
         if (more !== undefined) span.setAttributes(more);
         if (fault !== undefined) span.setStatus({ code: failed, message: fault });
@@ -139,15 +140,21 @@ class OtelTracing implements Tracing {
   #context(parent: string | null | undefined): Otel.Context | undefined {
     const parts = parentForm.exec(parent ?? "");
     if (parts === null) return undefined;
-    const [, traceId = "", spanId = "", flags = ""] = parts;
-    const span = { traceId, spanId, traceFlags: Number.parseInt(flags, 16) & 1, isRemote: true };
+    const [, traceId = "", spanId = "", flags = "", state] = parts;
+    const span = {
+      traceId,
+      spanId,
+      traceFlags: Number.parseInt(flags, 16) & 1,
+      isRemote: true,
+      ...(state === undefined ? {} : { traceState: this.api.createTraceState(state) }),
+    };
     return this.api.isSpanContextValid(span) ? this.api.trace.setSpanContext(this.api.ROOT_CONTEXT, span) : undefined;
   }
 }
 
-const parentForm = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$/;
+const parentForm = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?: (.+))?$/;
 
-const isSampled = (parent: string): boolean => (Number.parseInt(parent.slice(-2), 16) & 1) === 1;
+const isSampled = (parent: string): boolean => (Number.parseInt(parentForm.exec(parent)?.[3] ?? "0", 16) & 1) === 1;
 
 /** What can't be sent is lost, and said now and then. */
 function complaining(exporter: SpanExporter, time: Time, log: Logger): SpanExporter {

@@ -109,7 +109,7 @@ export interface OperationKey {
 /** A request, as log lines name it in every datacenter. */
 export interface Trace {
   readonly requestId: string;
-  /** W3C trace context. */
+  /** W3C trace context: the traceparent and, behind a space, the tracestate if there is one. */
   readonly traceparent: string | null;
 }
 

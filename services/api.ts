@@ -30,6 +30,7 @@ export interface RequestContext {
   readonly consistency: "local" | "owner";
   readonly minPosition?: Place;
   readonly idempotencyKey?: string;
+  /** W3C trace context: the traceparent and, behind a space, the tracestate if there is one. */
   readonly traceparent?: string;
 }
 

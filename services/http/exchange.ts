@@ -273,7 +273,7 @@ function report(
     shared.log.debug("request", { requestId, method, route: route.path, status, ms });
     return;
   }
-  const traceparent = span?.traceparent ?? request.headers["traceparent"];
+  const traceparent = span?.traceparent ?? traceparentOf(request.headers);
   const fields = {
     requestId,
     method,

@@ -170,6 +170,7 @@ function headers(route: Route): unknown[] {
     }),
     header("X-Request-Id", "Carried along and sent back", { type: "string", pattern: "^[A-Za-z0-9._:-]{1,128}$" }),
     header("traceparent", "W3C trace context", { type: "string" }),
+    header("tracestate", "W3C trace context", { type: "string" }),
   ];
   if (route.lane === "work") {
     out.push(

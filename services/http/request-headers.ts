@@ -70,10 +70,18 @@ export function readCondition(headers: IncomingHttpHeaders, rules: HeaderRules, 
   return none;
 }
 
-/** The caller's W3C trace context when it is one. */
+/** The caller's W3C trace context when it is one: the traceparent and, behind a space, the tracestate. */
 export function traceparentOf(headers: IncomingHttpHeaders): string | undefined {
   const value = text(headers, "traceparent");
-  return value !== undefined && traceForm.test(value) ? value : undefined;
+  if (value === undefined || !traceForm.test(value)) return undefined;
+  const state = (text(headers, "tracestate") ?? "")
+    .split(",")
+    .map((member) => member.trim())
+    .filter((member) => member !== "");
+  const sane = state.length > 0 && state.length <= stateMembers && state.every((member) => stateForm.test(member));
+  const joined = state.join(",");
+  // One that is not sane is left out, as its specification says; the trace goes on.
+  return sane && joined.length <= stateLength ? `${value} ${joined}` : value;
 }
 
 /** The client's request id when it is a sane one. */
@@ -83,6 +91,9 @@ export function givenRequestId(headers: IncomingHttpHeaders): string | undefined
 }
 
 const traceForm = /^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$/;
+const stateForm = /^[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]$/;
+const stateMembers = 32;
+const stateLength = 512;
 const requestIdForm = /^[A-Za-z0-9._:-]{1,128}$/;
 const keyForm = /^[\x21-\x7e]{1,255}$/;
 const placeForm = /^(\d{1,7}):(\d{1,15}):(\d{1,15})$/;

@@ -116,6 +116,7 @@ describe("HTTP routes", () => {
       "Hothot-Timeout-Ms": "1234",
       "X-Request-Id": "mine-1",
       traceparent,
+      tracestate: "vendor=1, b@c=x y ,",
     };
     const start = performance.now();
     const got = await t.ask("PUT", "/v1/clusters/c3", { body: fields, headers });
@@ -126,7 +127,11 @@ describe("HTTP routes", () => {
     assert.equal(context?.consistency, "owner");
     assert.deepEqual(context?.minPosition, { shard: 3, epoch: 2, position: 900 });
     assert.equal(context?.idempotencyKey, "k1!");
-    assert.equal(context?.traceparent, traceparent);
+    assert.equal(context?.traceparent, `${traceparent} vendor=1,b@c=x y`);
+    for (const tracestate of ["no member", "a=1,B=2", `a=${"x".repeat(600)}`, "a=\u00e9"]) {
+      await t.ask("PUT", "/v1/clusters/c3", { body: fields, headers: { traceparent, tracestate } });
+      assert.equal(t.datacenter.last?.context.traceparent, traceparent, tracestate);
+    }
     assert.deepEqual(context?.caller, { tenant: "", principal: "anonymous" });
     assert.ok(context !== undefined && context.deadline - start >= 1234 && context.deadline - start < 2500);
     const replay = await t.ask("PUT", "/v1/clusters/c3", { body: fields, headers });

@@ -87,6 +87,7 @@ test("a document, a key alone, and who asked travel along", () => {
     { type: "document.put", at: 1, document, trace: { requestId: "r-1", traceparent: null } },
     { type: "key", at: 2, key },
     { ...record, trace: { requestId: "r-2", traceparent } },
+    { ...record, trace: { requestId: "r-3", traceparent: `${traceparent} a=1,b@c=2 3` } },
   ];
   for (const each of records) assert.deepEqual(decodeRecord(encodeRecord(each)), each);
 });

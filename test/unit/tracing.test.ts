@@ -53,6 +53,10 @@ describe("traces", () => {
       assert.match(kept.traceparent, new RegExp(`^00-${traceId}-[0-9a-f]{16}-01$`));
       tracing.record("step", "internal", kept.traceparent, 5, { b: "x" }, "overloaded");
       kept.end({ c: true });
+      const stated = tracing.begin("stated", "server", `${parent("01")} vendor=1,b@c=x y`);
+      assert.match(stated.traceparent, new RegExp(`^00-${traceId}-[0-9a-f]{16}-01 vendor=1,b@c=x y$`));
+      tracing.record("step of stated", "internal", stated.traceparent, 5, {});
+      stated.end();
       const left = tracing.begin("left out", "server", parent("00"));
       assert.match(left.traceparent, new RegExp(`^00-${traceId}-[0-9a-f]{16}-00$`));
       tracing.record("step of none", "internal", left.traceparent, 5, {});
@@ -71,7 +75,7 @@ describe("traces", () => {
       }
       await tracing.close();
       const names = collector.spans.map((span) => span.name).sort();
-      assert.deepEqual(names, ["kept", "own", "own", "own", "own", "step"]);
+      assert.deepEqual(names, ["kept", "own", "own", "own", "own", "stated", "step", "step of stated"]);
       const [first] = collector.spans.filter((span) => span.name === "kept");
       const [step] = collector.spans.filter((span) => span.name === "step");
       assert.deepEqual([first?.parentSpanId, first?.service], ["b7ad6b7169203331", "named"]);
