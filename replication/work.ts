@@ -94,6 +94,8 @@ export interface Operation {
   readonly key?: OperationKey;
   /** Who asked: goes along into its records. */
   readonly trace?: Trace;
+  /** It makes no record: the bound of what is not in the log yet does not concern it. */
+  readonly unlogged?: boolean;
 }
 
 export interface OperationKey {

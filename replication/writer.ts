@@ -96,7 +96,8 @@ export class Writer implements ShardWriter {
     operation: Operation,
     options: { readonly durability: "local" | "replicated"; readonly deadline: number },
   ): Promise<Written> {
-    const room = this.#gate.room?.(operation.shard, options.durability, options.deadline);
+    const { shard, unlogged } = operation;
+    const room = unlogged === true ? undefined : this.#gate.room?.(shard, options.durability, options.deadline);
     if (room !== undefined) await room;
     const written = await this.#enqueue(operation, options.deadline, options.durability === "replicated");
     // What was written in an epoch that has ended, and is still here, is in the log.

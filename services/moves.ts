@@ -188,7 +188,12 @@ export class Moves {
     const dc = /^op-(.+)-[0-9a-z]+$/.exec(id)?.[1];
     if (dc === undefined || !datacentersOf(this.#p.siteSets.set).includes(dc))
       throw new Problem("not_found", `There is no operation ${id}.`);
-    const found = (await this.#calls.call(dc, "operation", { id, cancel }, askMs)) as LongOperation;
+    const found = (await this.#calls.call(dc, "operation", { id, cancel }, askMs).catch((error: unknown) => {
+      // To look changes nothing: without an answer nothing is unknown but the answer.
+      if (!cancel && error instanceof Problem && error.code === "outcome_unknown")
+        throw new Problem("owner_unreachable", `${dc}, which was asked for the operation, does not answer.`);
+      throw error;
+    })) as LongOperation;
     if (found.kind !== kinds[kind]) throw new Problem("not_found", `There is no operation ${id} of this kind.`);
     return found;
   }

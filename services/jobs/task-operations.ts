@@ -48,7 +48,7 @@ export class TaskOperations {
     workerId: string,
     lease = this.#context.settings.leaseMs,
   ): Operation {
-    return this.#operation(offered.jobId, offered.shard, true, (work) => {
+    return this.#unlogged(offered.jobId, offered.shard, (work) => {
       const job = work.job(offered.jobId);
       const task = work.tasks(offered.jobId).find((each) => each.id === offered.id);
       if (job?.status !== "running" || isVoid(job, work) || task?.status !== "waiting" || task.attempt !== job.attempt)
@@ -80,7 +80,7 @@ export class TaskOperations {
    */
   release(taskId: string, workerId: string, leaseUntil?: string): Operation {
     const { jobId, shard } = this.#parse(taskId);
-    return this.#operation(jobId, shard, true, (work) => {
+    return this.#unlogged(jobId, shard, (work) => {
       const task = work.tasks(jobId).find((each) => each.id === taskId);
       const job = work.job(jobId);
       if (task?.status !== "taken" || task.workerId !== workerId || job === undefined) return nothing;
@@ -104,7 +104,7 @@ export class TaskOperations {
   heartbeat(tenant: string, taskId: string, token: string, workerId: string): Operation {
     const parts = this.#parse(taskId);
     const given = this.#token(token, parts);
-    return this.#operation(parts.jobId, parts.shard, true, (work) => {
+    return this.#unlogged(parts.jobId, parts.shard, (work) => {
       const { job, task } = this.#fenced(work, tenant, parts, given);
       // The attempt is the job's last, but over: the worker shall drop what it does.
       if (job.status !== "running" && job.status !== "paused") return leaseAnswer(0, true);
@@ -121,7 +121,7 @@ export class TaskOperations {
   /** From now on the task has this lease, milliseconds, if somebody of whom `isHolder` is true has it; 0 ends it. */
   setLease(taskId: string, isHolder: (workerId: string) => boolean, lease: number): Operation {
     const { jobId, shard } = this.#parse(taskId);
-    return this.#operation(jobId, shard, true, (work) => {
+    return this.#unlogged(jobId, shard, (work) => {
       const job = work.job(jobId);
       const task = work.tasks(jobId).find((each) => each.id === taskId);
       if (job === undefined || task?.status !== "taken" || task.workerId === null || !isHolder(task.workerId))
@@ -145,7 +145,7 @@ export class TaskOperations {
     if (request.result !== undefined && Buffer.byteLength(JSON.stringify(request.result)) > resultLimit) {
       throw new Problem("payload_too_large", `A task's result may have ${resultLimit} bytes.`);
     }
-    return this.#operation(parts.jobId, parts.shard, true, (work) => {
+    return this.#operation(parts.jobId, parts.shard, (work) => {
       const { job, task } = this.#fenced(work, request.tenant, parts, given);
       if (task === undefined) {
         // Its tasks are not kept here; that this attempt completed says that this one was ok.
@@ -181,7 +181,7 @@ export class TaskOperations {
   /** The lease of a task has run out: it is offered again at once, or has failed when its tries are used up. */
   expire(taskId: string): Operation {
     const parts = this.#parse(taskId);
-    return this.#operation(parts.jobId, parts.shard, true, (work) => {
+    return this.#operation(parts.jobId, parts.shard, (work) => {
       const job = work.job(parts.jobId);
       const task = work.tasks(parts.jobId).find((each) => each.id === taskId);
       if (job === undefined || task?.status !== "taken") return nothing;
@@ -213,11 +213,13 @@ export class TaskOperations {
    * @throws (in `decide`) Problem not_found.
    */
   list(tenant: string, jobId: string): Operation {
-    return this.#operation(jobId, shardOfJob(jobId), "printed", (work) => {
+    const shard = shardOfJob(jobId);
+    const decide: Operation["decide"] = (work) => {
       const { job } = JobRun.of(this.#context, work, jobId, tenant);
       const tasks = work.tasks(jobId).filter((task) => task.attempt === job.attempt);
       return { status: 200, body: { items: tasks.map(taskView), nextCursor: null } };
-    });
+    };
+    return { shard, needs: { jobs: [jobId], tasks: "printed" }, decide, unlogged: true };
   }
 
   #failed(work: Work, run: JobRun, task: TaskRow, againAt: number): void {
@@ -267,8 +269,13 @@ export class TaskOperations {
     return token;
   }
 
-  #operation(jobId: string, shard: ShardId, tasks: true | "printed", decide: Operation["decide"]): Operation {
-    return { shard, needs: { jobs: [jobId], tasks }, decide };
+  /** Which task is whose never enters the log. */
+  #unlogged(jobId: string, shard: ShardId, decide: Operation["decide"]): Operation {
+    return { ...this.#operation(jobId, shard, decide), unlogged: true };
+  }
+
+  #operation(jobId: string, shard: ShardId, decide: Operation["decide"]): Operation {
+    return { shard, needs: { jobs: [jobId], tasks: true }, decide };
   }
 }
 

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { endProcess, isAlive } from "../../infra/local/processes.js";
 import { startStack, type TestStack } from "../harness/stack.js";
-import { allEqual, allServe, at, idsOf, problem, send, shardMap, timed, type ShardView } from "./support.js";
+import { shardOf } from "../../shards/ids.js";
+import { allEqual, allServe, at, idsOf, problem, send, shardMap, shards, timed, type ShardView } from "./support.js";
 
 const maxUnpublishedMs = 3_000;
 
@@ -39,6 +40,8 @@ async function killNats(site: string): Promise<void> {
   assert.ok(!isAlive(process_));
 }
 
+const brief = { "hothot-timeout-ms": "1500" };
+
 describe("a log that a majority of its sites has left", { concurrency: false }, () => {
   const acknowledged = new Set<string>();
 
@@ -62,6 +65,9 @@ describe("a log that a majority of its sites has left", { concurrency: false }, 
     assert.equal((JSON.parse(refused.value.text) as { owner?: string }).owner, "east");
     assert.ok(refused.ms > 1_000 && refused.ms < 5_000, `it waited ${refused.ms} ms`);
     assert.ok(acknowledged.size > 10, `${acknowledged.size} writes were taken`);
+    // What makes no record goes on, though the owner answers it by its database.
+    const job = `j${shardOf(refused.id, shards)}-0000000000000000`;
+    problem(await send(stack, "east", "GET", `/v1/jobs/${job}/tasks`, undefined, brief), "not_found");
     assert.ok((await metric("east", "hothot_unpublished_records")) >= acknowledged.size);
   });
 

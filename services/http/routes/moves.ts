@@ -74,7 +74,7 @@ function kindRoutes(kind: MoveKind, extensions: Backend["extensions"]): Route[] 
       lane: "admin",
       params: idParam(madeId),
       answers: { 200: longOperation },
-      problems: ["not_found"],
+      problems: ["not_found", "owner_unreachable"],
       handle: async ({ context, path }) => extensions.getMove?.(context, kind, path.id) ?? missing(),
     }),
     route({
