@@ -19,6 +19,8 @@ import process from "node:process";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const out = path.join(root, ".build");
+/** Also named in checkout.ts. */
+const program = path.join("services", "http", "program.js");
 const folders = ["services", "shards", "routing", "replication", "infra", "test"];
 
 const files = folders.flatMap((folder) =>
@@ -47,6 +49,22 @@ if (process.argv.includes("--force") || !existsSync(stampFile) || readFileSync(s
       sourcemap: "linked",
       logLevel: "warning",
     });
+    // The service's program once more, with its packages in one file: its processes start in half the time. It lies beside the page
+    // that it serves. Packages with a native part, or that are loaded only when they are configured, stay outside.
+    await build({
+      entryPoints: [path.join(root, "services", "main.ts")],
+      outfile: path.join(fresh, program),
+      bundle: true,
+      external: ["msgpackr", "@opentelemetry/*", "pg-native"],
+      banner: { js: 'import { createRequire as r } from "node:module"; const require = r(import.meta.url);' },
+      format: "esm",
+      platform: "node",
+      target: "node20",
+      sourcemap: "linked",
+      sourcesContent: false,
+      legalComments: "linked",
+      logLevel: "warning",
+    });
     mkdirSync(out, { recursive: true });
     const built = readdirSync(fresh, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
     for (const entry of built) {
@@ -61,9 +79,10 @@ if (process.argv.includes("--force") || !existsSync(stampFile) || readFileSync(s
       cpSync(file, to);
     }
     // A test whose source is gone must not run again.
-    const wanted = new Set(
-      files.filter((file) => file.endsWith(".ts")).map((file) => path.relative(root, file).replace(/\.ts$/, ".js")),
-    );
+    const wanted = new Set([
+      program,
+      ...files.filter((file) => file.endsWith(".ts")).map((file) => path.relative(root, file).replace(/\.ts$/, ".js")),
+    ]);
     for (const entry of readdirSync(out, { recursive: true, withFileTypes: true })) {
       const name = path.relative(out, path.join(entry.parentPath ?? entry.path, entry.name));
       if (entry.isFile() && name.endsWith(".js") && !wanted.has(name)) rmSync(path.join(out, name), { force: true });

@@ -5,7 +5,7 @@ import path from "node:path";
 export const checkout = findCheckout(import.meta.dirname);
 
 /** The compiled entry of a hothot process. */
-export const mainProgram = path.join(checkout, ".build", "services", "main.js");
+export const mainProgram = path.join(checkout, ".build", "services", "http", "program.js");
 
 function findCheckout(from: string): string {
   for (let folder = from; ; folder = path.dirname(folder)) {

@@ -26,7 +26,7 @@ export function addPrograms(program: Command): void {
     passThrough(program, name, description, async (args) => {
       // In this process: what supervises it must reach it with its signals.
       process.argv = [process.execPath, mainProgram, name, ...args];
-      await import(pathToFileURL(built("services/main.js")).href);
+      await import(pathToFileURL(built("services/http/program.js")).href);
       return undefined;
     });
   }
