@@ -35,7 +35,7 @@ import { isOwnerless, keepsItsMeaning, type FinishCommand, type FinishStore } fr
 import type { Verifier } from "./verify.js";
 
 /** How long the answer to a worker's registration waits for it to arrive here, milliseconds. */
-const arrivalMs = 1_000;
+const arrivalMs = 5_000;
 /** Of a load's time, what it may wait for the tenant's turn; the rest is for its owner. */
 const ownTurn = 0.8;
 
