@@ -4,7 +4,7 @@ import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Messenger } from "../infra/nats/messaging.js";
 import type { Service } from "../infra/service.js";
-import type { ShardId, SiteName } from "../shards/ids.js";
+import type { Epoch, ShardId, SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
 import type { CopyAnswer, CopyRequest, RestoreStore } from "./restore-store.js";
 
@@ -44,6 +44,8 @@ export class Restorer implements Service {
   #loading = new Set<ShardId>();
   /** Shards of whose newest epoch it isn't known yet what waits: the refresh that will have told. */
   readonly #doubtful = new Map<ShardId, number>();
+  /** What the next change of these shards is known not to bring. */
+  readonly #sure = new Map<ShardId, { readonly before: Epoch; readonly after: Epoch }>();
   #renewing = false;
   #asked = 0;
   /** The newest refresh that was answered; 0: none was. */
@@ -56,6 +58,10 @@ export class Restorer implements Service {
     this.#log = options.log.with({ component: "restorer" });
     // Whoever hears of a newer epoch first: rows may have been undone in the transaction that adopted it.
     options.map.onChange((head, before) => {
+      const sure = this.#sure.get(head.shard);
+      this.#sure.delete(head.shard);
+      if (before !== undefined && sure !== undefined && sure.before === before.epoch && sure.after === head.epoch)
+        return;
       if (before === undefined || before.epoch < head.epoch) this.#doubt(head.shard);
     });
   }
@@ -79,6 +85,11 @@ export class Restorer implements Service {
     this.#stop.abort();
     this.#unsubscribe?.();
     await this.#loop;
+  }
+
+  /** The transaction that led the shard from one epoch to another has undone nothing: told before others hear of the new one. */
+  sure(shard: ShardId, before: Epoch, after: Epoch): void {
+    this.#sure.set(shard, { before, after });
   }
 
   /** Rows that this datacenter must not serve now. */

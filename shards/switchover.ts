@@ -45,6 +45,14 @@ export interface SwitchoverOptions {
   readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
 }
 
+/**
+ * For the target to say that it can open the shard: what it says is as old as its last heartbeat, and a shard that it has just opened
+ * is in doubt there for some milliseconds, which counts for all of its partition.
+ */
+const patienceMs = 1_000;
+/** The same once the shard is held. */
+const heldPatienceMs = 400;
+const lookMs = 20;
 const confirmMs = 1_000;
 const flushMs = 3_000;
 const carryMs = 2_000;
@@ -80,9 +88,11 @@ export class Switchover {
     if (this.#moving.has(shard) || head.state === "moving")
       return { kind: "called_off", why: "the shard is being moved already" };
     if (!this.#o.leaseValid()) return { kind: "called_off", why: `${this.#o.site} has no lease` };
-    if (!this.#o.canOpen(to, head.partition)) return { kind: "called_off", why: `${to} can't open the shard now` };
     this.#moving.add(shard);
     try {
+      // Nothing is held yet.
+      if (!(await this.#opens(to, head, patienceMs)))
+        return { kind: "called_off", why: `${to} can't open the shard now` };
       return await this.#run(request, head);
     } finally {
       this.#moving.delete(shard);
@@ -115,7 +125,8 @@ export class Switchover {
       return this.#callOff(head, asError(error).message);
     }
     if (!this.#o.leaseValid()) return this.#callOff(head, "the lease ran out");
-    if (!this.#o.canOpen(to, head.partition)) return this.#callOff(head, `${to} can't open the shard any more`);
+    if (!(await this.#opens(to, head, heldPatienceMs)))
+      return this.#callOff(head, `${to} can't open the shard any more`);
     if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving")
       return { kind: "unsettled", why: "the shard was fenced during the move" };
     const opening = time.monotonic();
@@ -145,6 +156,15 @@ export class Switchover {
     const heldMs = time.monotonic() - began;
     this.#log.info("moved", { shard, epoch, to, heldMs: Math.round(heldMs), served, ...phases });
     return { kind: "moved", epoch, heldMs };
+  }
+
+  async #opens(to: SiteName, head: Head, ms: number): Promise<boolean> {
+    const { time, canOpen } = this.#o;
+    for (const deadline = time.monotonic() + ms; ;) {
+      if (canOpen(to, head.partition)) return true;
+      if (time.monotonic() >= deadline) return false;
+      await time.sleep(lookMs);
+    }
   }
 
   async #hold(node: string, head: Head): Promise<void> {

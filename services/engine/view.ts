@@ -76,12 +76,15 @@ export class View {
 
   /** What a transaction of the own applier brought. */
   applied(applied: Applied, messages: readonly Incoming[]): void {
-    const { shardLog, publisher, map, progress, site, peers, inside, events } = this.#o;
+    const { shardLog, publisher, map, progress, site, peers, inside, events, restorer } = this.#o;
     for (const message of messages)
       if (message.header !== null) shardLog.observe(message.shard, message.sequence, message.header);
     const diverged = applied.adoptions.some((adoption) => adoption.divergent > 0);
     const adopt = (): void => {
-      for (const { head, before } of applied.adoptions) publisher.ended(head.shard, before.epoch, head.position);
+      for (const { head, before, divergent } of applied.adoptions) {
+        publisher.ended(head.shard, before.epoch, head.position);
+        if (divergent === 0) restorer.sure(head.shard, before.epoch, head.epoch);
+      }
       for (const head of applied.heads) {
         map.adopt(head);
         progress.reached(head.shard, head.epoch, head.position);

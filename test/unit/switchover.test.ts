@@ -9,9 +9,17 @@ import { ManualTime } from "../harness/manual-time.js";
 
 const shard = shardId(0);
 
+/** Whoever sleeps finds that the time has passed. */
+class Passing extends ManualTime {
+  override sleep(ms: number): Promise<void> {
+    this.set(this.monotonic() + ms);
+    return Promise.resolve();
+  }
+}
+
 /** East owns a shard, with two processes; what happens at each step is up to the test. */
 function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
-  const time = new ManualTime();
+  const time = new Passing();
   const world = { ...usual, ...facts } as typeof usual;
   const steps: string[] = [];
   const put = (head: Partial<Head>): Head => (world.head = { ...world.head, ...head });
@@ -43,7 +51,7 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
       },
     },
     leaseValid: () => world.lease,
-    canOpen: () => world.able,
+    canOpen: () => world.able && time.monotonic() >= world.doubtUntil,
     hold: (node: string) => step(`hold ${node}`),
     flush: async () => {
       await step("flush");
@@ -58,7 +66,7 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
   } as Partial<Record<keyof SwitchoverOptions, unknown>> as SwitchoverOptions);
   const move = (request: Partial<MoveRequest> = {}) =>
     switchover.move({ shard, to: "west", kind: "switchover", reason: "asked for", by: "test", ...request });
-  return { world, steps, switchover, move };
+  return { world, steps, switchover, move, time };
 }
 
 const usual = {
@@ -73,6 +81,8 @@ const usual = {
   } as Head,
   begins: true,
   lease: true,
+  /** The target says that it can't open the shard until then. */
+  doubtUntil: 0,
   able: true,
   flushes: true,
   result: { kind: "opened" } as OpenResult,
@@ -102,6 +112,25 @@ test("what can't be moved is refused before anything is touched, with the reason
     const result = await move(request);
     assert.ok(result.kind === "called_off" && why.test(result.why), `${what}: ${JSON.stringify(result)}`);
     assert.deepEqual(steps, [], what);
+  }
+});
+
+test("a target that is in doubt for a moment is waited for, before the shard is held and then for less long", async () => {
+  for (const [at, ms, moved] of [
+    ["before", 900, true],
+    ["before", 1_100, false],
+    ["carry", 300, true],
+    ["carry", 500, false],
+  ] as const) {
+    const { world, steps, move, time } = owner({
+      during: async (name: string) => {
+        if (name === at) world.doubtUntil = time.monotonic() + ms;
+      },
+    });
+    if (at === "before") world.doubtUntil = time.monotonic() + ms;
+    assert.equal((await move()).kind, moved ? "moved" : "called_off", `${at} ${ms}`);
+    assert.equal(steps.includes("begin"), at !== "before" || moved);
+    assert.equal(steps.includes("open"), moved);
   }
 });
 
