@@ -120,7 +120,7 @@ export class Switchover {
       if (!(await this.#o.flush(head, ready + flushMs)))
         return await this.#callOff(head, "the log did not take the shard's last writes in time");
       phase("flush", ready);
-      await carried;
+      await this.#whileAble(carried, to, head);
     } catch (error) {
       return this.#callOff(head, asError(error).message);
     }
@@ -165,6 +165,19 @@ export class Switchover {
       if (time.monotonic() >= deadline) return false;
       await time.sleep(lookMs);
     }
+  }
+
+  /** The work's end; or, as the shard is held meanwhile, that the target can't open it any more. */
+  async #whileAble(work: Promise<void>, to: SiteName, head: Head): Promise<void> {
+    const { time, canOpen } = this.#o;
+    const over = new AbortController();
+    const ended = work.finally(() => over.abort());
+    ended.catch(() => undefined);
+    for (let able = time.monotonic(); !over.signal.aborted; await time.sleep(lookMs, over.signal)) {
+      if (canOpen(to, head.partition)) able = time.monotonic();
+      else if (time.monotonic() - able >= heldPatienceMs) throw new Error(`${to} can't open the shard any more`);
+    }
+    await ended;
   }
 
   async #hold(node: string, head: Head): Promise<void> {

@@ -200,26 +200,8 @@ export class Database {
   }
 
   /** One connection, one transaction; rolled back when `work` throws. */
-  async transaction<T>(work: (client: Client) => Promise<T>): Promise<T> {
-    const client = await this.connect();
-    let broken: Error | undefined;
-    try {
-      await client.query("BEGIN");
-      const result = await work(client);
-      await client.query("COMMIT");
-      return result;
-    } catch (error) {
-      if (isTimeout(error)) broken = asError(error);
-      else
-        try {
-          await client.query("ROLLBACK");
-        } catch (failure) {
-          broken = asError(failure);
-        }
-      throw error;
-    } finally {
-      client.release(broken);
-    }
+  transaction<T>(work: (client: Client) => Promise<T>): Promise<T> {
+    return this.pipelined((client) => work(client));
   }
 
   /**

@@ -11,9 +11,9 @@ const shard = shardId(0);
 
 /** Whoever sleeps finds that the time has passed. */
 class Passing extends ManualTime {
-  override sleep(ms: number): Promise<void> {
-    this.set(this.monotonic() + ms);
-    return Promise.resolve();
+  override async sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    await new Promise((resolve) => setImmediate(resolve));
+    if (signal?.aborted !== true) this.set(this.monotonic() + ms);
   }
 }
 
@@ -132,6 +132,24 @@ test("a target that is in doubt for a moment is waited for, before the shard is 
     assert.equal(steps.includes("begin"), at !== "before" || moved);
     assert.equal(steps.includes("open"), moved);
   }
+});
+
+test("a target that dies while the shard is held gives it back soon, whatever it was asked for", async () => {
+  const { world, steps, move, time } = owner({
+    during: (name: string) => {
+      if (name !== "carry") return Promise.resolve();
+      world.doubtUntil = Infinity;
+      return new Promise<void>(() => undefined);
+    },
+  });
+  const began = time.monotonic();
+  const result = await move();
+  assert.ok(
+    result.kind === "called_off" && /west can't open the shard any more/.test(result.why),
+    JSON.stringify(result),
+  );
+  assert.equal(steps.at(-1), "end");
+  assert.ok(time.monotonic() - began <= 500, `held for ${time.monotonic() - began} ms`);
 });
 
 test("a shard that the target owns already has moved: nothing was held", async () => {
