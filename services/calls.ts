@@ -8,7 +8,7 @@ import type { MoveRequest, MoveResult } from "../shards/switchover.js";
 import type { SiteName } from "../shards/ids.js";
 import type { StoredOperation } from "./operation-store.js";
 
-/** What one datacenter asks of another, beside forwarded requests. */
+/** What is asked of a datacenter, beside forwarded requests. */
 export interface Calls {
   move(request: MoveRequest): Promise<MoveResult>;
   carry(part: CarriedPart): Promise<null>;
@@ -71,12 +71,19 @@ export class CallServer implements Service {
   }
 }
 
+/** Answered from the database, by any process of a datacenter. */
+const byAny: ReadonlySet<keyof Calls> = new Set(["operation", "begun"]);
+
 export class CallClient {
   constructor(
-    private readonly group: string,
-    private readonly site: SiteName,
-    private readonly messengers: readonly Messenger[],
-    private readonly local: () => Calls,
+    private readonly o: {
+      readonly group: string;
+      readonly site: SiteName;
+      readonly messengers: readonly Messenger[];
+      readonly local: () => Calls;
+      /** This process acts for its datacenter: else another one does, and is asked as those of other datacenters are. */
+      readonly active: () => boolean;
+    },
   ) {}
 
   /** @throws Problem owner_unreachable when nobody is there, outcome_unknown without an answer; or what the other side says */
@@ -87,15 +94,15 @@ export class CallClient {
     timeoutMs: number,
   ): Promise<Awaited<ReturnType<Calls[K]>>> {
     type Result = Awaited<ReturnType<Calls[K]>>;
-    if (dc === this.site)
-      return (await (this.local()[name] as (argument: unknown) => Promise<unknown>).call(
-        this.local(),
-        argument,
-      )) as Result;
+    const { group, site, messengers, active } = this.o;
+    if (dc === site && (byAny.has(name) || active())) {
+      const local = this.o.local();
+      return (await (local[name] as (argument: unknown) => Promise<unknown>).call(local, argument)) as Result;
+    }
     const data = pack(argument);
-    for (const messenger of this.messengers) {
+    for (const messenger of messengers) {
       try {
-        const answer = unpack(await messenger.request(subject(this.group, dc, name), data, timeoutMs)) as Answer;
+        const answer = unpack(await messenger.request(subject(group, dc, name), data, timeoutMs)) as Answer;
         if ("problem" in answer) throw new Problem(answer.problem.code, answer.problem.detail);
         return answer.ok as Result;
       } catch (error) {

@@ -42,6 +42,7 @@ import { openLinks } from "./links.js";
 import { createRetention } from "./log-retention.js";
 import { createSnapshots } from "./log-snapshots.js";
 import { logLeaders } from "./log-leaders.js";
+import { MovePlanner } from "./move-planner.js";
 import { Moves } from "./moves.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
@@ -144,7 +145,13 @@ export async function createDatacenter(
     },
   };
   const pace = new Pace(time, config.backlogBytesPerSecond);
-  const callClient = new CallClient(group, site, links.routes, () => calls);
+  const callClient = new CallClient({
+    group,
+    site,
+    messengers: links.routes,
+    local: () => calls,
+    active: () => engine.replicator.holding,
+  });
   const engine = await createEngine(
     {
       ...base,
@@ -382,8 +389,9 @@ export async function createDatacenter(
       await links.close();
     },
   };
-  const moves: Moves = new Moves(parts, callClient);
-  const failback = new Failback(parts, moves);
+  const planner = new MovePlanner(parts, callClient);
+  const moves: Moves = new Moves(parts, callClient, planner);
+  const failback = new Failback(parts, planner);
   if (has("coordinator")) services.push(failback);
   return { ...parts, moves };
 }

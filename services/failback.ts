@@ -4,7 +4,7 @@ import type { SiteName } from "../shards/ids.js";
 import { datacentersOf } from "../shards/site-set.js";
 import type { DatacenterParts } from "./datacenter.js";
 import { inStep, planFailback } from "./move-plan.js";
-import type { Moves } from "./moves.js";
+import type { MovePlanner } from "./move-planner.js";
 
 const tickMs = 1_000;
 /** Takeovers that lie closer together than this count as one coming and going. */
@@ -17,14 +17,14 @@ const flapWindowMinutes = 10;
 export class Failback implements Service {
   readonly name = "failback";
   readonly #p: DatacenterParts;
-  readonly #moves: Moves;
+  readonly #planner: MovePlanner;
   readonly #stop = new AbortController();
   readonly #healthySince = new Map<SiteName, number>();
   #loop: Promise<void> = Promise.resolve();
 
-  constructor(parts: DatacenterParts, moves: Moves) {
+  constructor(parts: DatacenterParts, planner: MovePlanner) {
     this.#p = parts;
-    this.#moves = moves;
+    this.#planner = planner;
   }
 
   async start(): Promise<void> {
@@ -55,7 +55,7 @@ export class Failback implements Service {
     if (!config.automaticFailback || siteSets.set.failoverPaused || !replicator.holding || !leases.valid) return;
     const foreign = map.ownedBy(site).filter((head) => head.kind === "takeover");
     if (foreign.length === 0) return;
-    const homes = await this.#moves.homes();
+    const homes = await this.#planner.homes();
     for (const [dc, since] of this.#healthySince) {
       const moves = planFailback(foreign, dc, homes);
       if (moves.length === 0 || now - since < (await this.#stickyMs(dc))) continue;

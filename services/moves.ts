@@ -3,13 +3,13 @@ import { asError, Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
-import { successionOrder } from "../shards/successor.js";
 import type { Reply, RequestContext } from "./api.js";
 import type { CallClient } from "./calls.js";
 import type { DatacenterParts } from "./datacenter.js";
 import { goneMs } from "./engine/ground.js";
 import type { MoveKind, MoveRequest } from "./http/index.js";
-import { inStep, planDrain, planFailback, planRebalance, type PlannedMove } from "./move-plan.js";
+import { inStep } from "./move-plan.js";
+import type { MovePlanner } from "./move-planner.js";
 import {
   beginningOf,
   OperationStore,
@@ -44,15 +44,17 @@ interface Running {
 export class Moves {
   readonly #p: DatacenterParts;
   readonly #calls: CallClient;
+  readonly #planner: MovePlanner;
   readonly #store: OperationStore;
   readonly #running = new Map<string, Running>();
   readonly #stopped = new AbortController();
   /** Told of each operation that ended. */
   onEnd: (operation: LongOperation) => void = () => undefined;
 
-  constructor(parts: DatacenterParts, calls: CallClient) {
+  constructor(parts: DatacenterParts, calls: CallClient, planner: MovePlanner) {
     this.#p = parts;
     this.#calls = calls;
+    this.#planner = planner;
     this.#store = new OperationStore(parts.control, parts.config.node, goneMs(parts.config));
   }
 
@@ -70,7 +72,7 @@ export class Moves {
     if (request.dryRun)
       return {
         status: 200,
-        body: { shards: await this.#dryRun(kind, await this.#plan(kind, request)) },
+        body: { shards: await this.#planner.dryRun(kind, request, context.deadline) },
         servedBy,
       };
     const key = context.idempotencyKey;
@@ -80,8 +82,7 @@ export class Moves {
       const first = await this.#begunBefore(name);
       if (first !== undefined) return this.#replay(first, print);
     }
-    const moves = await this.#plan(kind, request);
-    if (kind === "takeovers") this.#checkTakeover(request, moves);
+    const moves = await this.#planner.plan(kind, request, context.deadline);
     const busy = new Set(
       (await this.#store.running()).flatMap((stored) =>
         (this.#running.get(stored.id)?.operation ?? stored).shards
@@ -176,14 +177,6 @@ export class Moves {
     };
   }
 
-  /** The last owner that was planned for each shard: takeovers don't count. */
-  async homes(): Promise<Map<number, SiteName>> {
-    const { rows } = await this.#p.control.pool.query<{ shard: number; to_dc: string }>(
-      "SELECT DISTINCT ON (shard) shard, to_dc FROM history WHERE kind <> 'takeover' ORDER BY shard, epoch DESC",
-    );
-    return new Map(rows.map((row) => [row.shard, row.to_dc]));
-  }
-
   async #find(kind: MoveKind, id: string, cancel: boolean): Promise<unknown> {
     const dc = /^op-(.+)-[0-9a-z]+$/.exec(id)?.[1];
     if (dc === undefined || !datacentersOf(this.#p.siteSets.set).includes(dc))
@@ -196,97 +189,6 @@ export class Moves {
     })) as LongOperation;
     if (found.kind !== kinds[kind]) throw new Problem("not_found", `There is no operation ${id} of this kind.`);
     return found;
-  }
-
-  async #plan(kind: MoveKind, request: MoveRequest): Promise<PlannedMove[]> {
-    const { map, siteSets } = this.#p;
-    const datacenters = datacentersOf(siteSets.set);
-    const known = (dc: string | undefined, path: string): SiteName => {
-      if (dc === undefined || !datacenters.includes(dc))
-        throw new Problem("invalid_request", undefined, {
-          errors: [{ path, message: `must be one of ${datacenters.join(", ")}` }],
-        });
-      return dc;
-    };
-    const named = (): { shard: ShardId; from: SiteName | null; head: NonNullable<ReturnType<typeof map.get>> }[] => {
-      if (request.shard !== undefined) {
-        const head = map.get(request.shard as ShardId);
-        if (head === undefined)
-          throw new Problem("invalid_request", undefined, {
-            errors: [{ path: "/shard", message: `there are ${this.#p.shards} shards` }],
-          });
-        return [{ shard: head.shard, from: head.owner, head }];
-      }
-      return map.ownedBy(known(request.dc, "/dc")).map((head) => ({ shard: head.shard, from: head.owner, head }));
-    };
-    const alive = datacenters.filter((dc) => this.#alive(dc));
-    switch (kind) {
-      case "switchovers": {
-        const to = known(request.to, "/to");
-        return named()
-          .filter((move) => move.from !== to)
-          .map(({ shard, from }) => ({ shard, from, to }));
-      }
-      case "drains": {
-        const dc = known(request.dc, "/dc");
-        const targets = alive.filter((name) => name !== dc);
-        if (targets.length === 0)
-          throw new Problem("owner_unreachable", "There is no other datacenter that could take the shards.");
-        return planDrain(map.all(), dc, targets);
-      }
-      case "failbacks":
-        return planFailback(map.all(), known(request.dc, "/dc"), await this.homes());
-      case "rebalances":
-        return planRebalance(map.all(), alive);
-      case "takeovers": {
-        const to = request.to === undefined ? undefined : known(request.to, "/to");
-        return named().flatMap(({ shard, from, head }) => {
-          const target =
-            to ??
-            successionOrder(
-              head.partition,
-              alive.filter((dc) => dc !== from),
-              this.#p.config.successors,
-            )[0];
-          return target === undefined || target === from ? [] : [{ shard, from, to: target }];
-        });
-      }
-    }
-  }
-
-  #checkTakeover(request: MoveRequest, moves: readonly PlannedMove[]): void {
-    const reachable = [...new Set(moves.map((move) => move.from))].find((dc) => dc !== null && this.#alive(dc));
-    if (reachable !== undefined && request.force !== true)
-      throw new Problem(
-        "owner_reachable",
-        `${String(reachable)} is alive: use a switchover; with \`force\` its sites withdraw their promises, and what it committed and did not publish becomes divergent.`,
-      );
-    if (this.#p.siteSets.set.sites.length < 3)
-      throw new Problem(
-        "no_majority",
-        "Two sites can't outvote one of them. If the other one is off for good, a new log can begin with this datacenter's copy (`hothot takeover --force` on a local stack; README.md, break-glass, elsewhere): you vouch that it stays off, and what it acknowledged and this copy does not have is divergent when it returns.",
-      );
-    if (moves.length === 0)
-      throw new Problem("already_moving", "There is nothing to take over: the shards have other owners already.");
-  }
-
-  #alive(dc: SiteName): boolean {
-    return dc === this.#p.site ? this.#p.leases.valid : this.#p.peers.state(dc) === "serving";
-  }
-
-  async #dryRun(kind: MoveKind, moves: readonly PlannedMove[]): Promise<JsonObject[]> {
-    const positions = new Map<SiteName, Map<number, number>>();
-    for (const dc of new Set(moves.flatMap((move) => [move.to, ...(move.from === null ? [] : [move.from])]))) {
-      const found = await this.#calls.call(dc, "positions", null, askMs).catch(() => []);
-      positions.set(dc, new Map(found.map(([shard, , position]) => [shard, position])));
-    }
-    return moves.map(({ shard, from, to }) => {
-      const head =
-        (from === null ? undefined : positions.get(from)?.get(shard)) ?? this.#p.peers.head(shard)?.position ?? 0;
-      const unapplied = Math.max(0, head - (positions.get(to)?.get(shard) ?? 0));
-      // A planned move loses nothing; a takeover loses (sets aside) what its owner had not published.
-      return { shard, from, to, unapplied, lost: kind === "takeovers" ? unapplied : 0 };
-    });
   }
 
   async #run(kind: MoveKind, entry: Running, request: MoveRequest): Promise<void> {

@@ -32,6 +32,8 @@ export interface SwitchoverOptions {
   readonly map: ShardMap;
   readonly store: ShardStore;
   readonly ownership: OwnershipLog;
+  /** This process acts for its datacenter: a move that another one drives is taken for an abandoned one. */
+  readonly acts: () => boolean;
   readonly leaseValid: () => boolean;
   /** The target lives, has a lease, and could open the partition now. */
   readonly canOpen: (target: SiteName, partition: Partition) => boolean;
@@ -87,6 +89,8 @@ export class Switchover {
     if (to === this.#o.site) return { kind: "called_off", why: `${to} owns shard ${shard} already` };
     if (this.#moving.has(shard) || head.state === "moving")
       return { kind: "called_off", why: "the shard is being moved already" };
+    if (!this.#o.acts())
+      return { kind: "called_off", why: `${this.#o.site}/${this.#o.node} does not act for ${this.#o.site}` };
     if (!this.#o.leaseValid()) return { kind: "called_off", why: `${this.#o.site} has no lease` };
     this.#moving.add(shard);
     try {
@@ -127,8 +131,12 @@ export class Switchover {
     if (!this.#o.leaseValid()) return this.#callOff(head, "the lease ran out");
     if (!(await this.#opens(to, head, heldPatienceMs)))
       return this.#callOff(head, `${to} can't open the shard any more`);
-    if (map.get(shard)?.epoch !== head.epoch || map.get(shard)?.state !== "moving")
-      return { kind: "unsettled", why: "the shard was fenced during the move" };
+    const now = map.get(shard);
+    if (now?.epoch !== head.epoch || now.state !== "moving")
+      return {
+        kind: "unsettled",
+        why: `the shard was fenced during the move: it is ${now?.state ?? "gone"} in epoch ${now?.epoch ?? 0} now`,
+      };
     const opening = time.monotonic();
     const result = await this.#o.ownership.open(
       {

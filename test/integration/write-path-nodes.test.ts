@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { after as afterAll, before, describe, it } from "node:test";
 import { startStack, type TestStack } from "../harness/stack.js";
 import { databaseOf } from "./database.js";
@@ -22,6 +23,17 @@ import {
   type Json,
   type ShardView,
 } from "./support.js";
+
+/** Bytes that have come to whoever listens on the URL's port, and that it has not read. */
+const bytesWaiting = (url: string): number => {
+  const port = Number(new URL(url).port).toString(16).toUpperCase().padStart(4, "0");
+  // A line: number, local address:port, remote address:port, state, tx_queue:rx_queue, ...
+  return readFileSync("/proc/net/tcp", "utf8")
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/))
+    .filter((fields) => fields[1]?.endsWith(`:${port}`) === true && fields[3] === "01")
+    .reduce((sum, fields) => sum + parseInt(fields[4]?.split(":")[1] ?? "0", 16), 0);
+};
 
 describe("several processes of a datacenter", { timeout: 240_000 }, () => {
   let stack: TestStack;
@@ -50,6 +62,48 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
   ): Promise<Answered> => send(urls, node, method, where, data, headers);
   const put = (node: string, id: string, headers?: Record<string, string>, name = "n"): Promise<Answered> =>
     on(node, "PUT", `/v1/clusters/${id}`, { name, spec: {} }, headers);
+
+  /** Which of the datacenter's two processes acts for it, and the other one. */
+  const replicatorOf = async (dc: string): Promise<Record<"acts" | "other", { node: string; pid: number }>> => {
+    const database = databaseOf(stack, dc);
+    try {
+      const { rows } = await database.pool.query<{ holder: string }>(
+        "SELECT holder FROM locks WHERE name = 'replicator'",
+      );
+      const found = [1, 2].map((n) => {
+        const pid = stack.stack.site(dc).nodes[n - 1]?.process()?.pid;
+        assert.ok(pid !== undefined);
+        return { node: `${dc}/n${n}`, pid };
+      });
+      const acts = at(rows, 0).holder.startsWith("n1") ? 0 : 1;
+      return { acts: at(found, acts), other: at(found, 1 - acts) };
+    } finally {
+      await database.close();
+    }
+  };
+  /** The operation that was just begun moves its one shard. */
+  const moves = async (begun: Answered, to: string): Promise<void> => {
+    const { id, kind } = body(begun, 202);
+    const ended = await stack.until(
+      async () => {
+        const found = body<Json & { shards: Json[] }>(
+          await on("west/n1", "GET", `/v1/${String(kind)}s/${String(id)}`),
+          200,
+        );
+        return found["status"] !== "running" && found;
+      },
+      settleMs,
+      "the end of the operation",
+    );
+    assert.equal(ended["status"], "complete", JSON.stringify(ended));
+    assert.equal(ended.shards.length, 1, "an operation that moves nothing");
+    await stack.until(
+      async () =>
+        (await shardMap(stack, "west")).find(({ shard }) => shard === ended.shards[0]?.["shard"])?.owner === to,
+      settleMs,
+      `the shard is ${to}'s`,
+    );
+  };
 
   it("all serve any request; what they own they do themselves", async () => {
     const served = new Set<string>();
@@ -94,12 +148,34 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
         nodes.map(() => "complete"),
       );
     }
-    body(await on("central/n2", "POST", "/v1/switchovers", { shard, to: "east" }), 202);
-    await stack.until(
-      async () => (await shardMap(stack, "west")).find((each) => each.shard === shard)?.owner === "east",
-      settleMs,
-      "the shard is back",
+    await moves(await on("central/n2", "POST", "/v1/switchovers", { shard, to: "east" }), "east");
+    map = await shardMap(stack, "east");
+  });
+
+  it("plan with what their datacenter knows, not with what each has heard", async () => {
+    const { shard } = at(
+      map.filter((each) => each.owner === "east"),
+      0,
     );
+    const { other: still } = await replicatorOf("central");
+    process.kill(still.pid, "SIGSTOP");
+    let back: Promise<Answered>;
+    try {
+      await moves(await on("east/n1", "POST", "/v1/switchovers", { shard, to: "central" }), "central");
+      // It reads this before it hears of the move.
+      back = on(still.node, "POST", "/v1/switchovers", { shard, to: "east" });
+      await stack.until(() => bytesWaiting(urls.url(still.node)) > 0, settleMs, "the request is there");
+    } finally {
+      process.kill(still.pid, "SIGCONT");
+    }
+    await moves(await back, "east");
+    // Asked of either process of the owner, the one that acts for it moves the shard; nobody takes the move for an abandoned one.
+    for (let n = 0; n < 6; n++)
+      for (const [from, to] of [
+        ["east", "central"],
+        ["central", "east"],
+      ] as const)
+        await moves(await on(`${from}/n${1 + (n % 2)}`, "POST", "/v1/switchovers", { shard, to }), to);
     map = await shardMap(stack, "east");
   });
 
@@ -171,7 +247,6 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
   });
 
   it("give a shard away only after each of them confirmed: one that stands still calls the move off, and its owner goes on (rule h)", async () => {
-    const database = databaseOf(stack, "central");
     const moved = new Set<number>();
     /** Moves the shard to west. @returns what the operation says of it in the end */
     const move = async (shard: number): Promise<{ readonly status: string; readonly error: string | null }> => {
@@ -190,49 +265,40 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
       if (ended.status === "complete") moved.add(shard);
       return ended;
     };
-    try {
-      // Who drives the move must not be the one that stands still, nor may that one be gone from the list before the move begins.
-      for (let tries = 1; ; tries++) {
-        const { rows } = await database.pool.query<{ holder: string }>(
-          "SELECT holder FROM locks WHERE name = 'replicator'",
+    // Who drives the move must not be the one that stands still, nor may that one be gone from the list before the move begins.
+    for (let tries = 1; ; tries++) {
+      const { acts, other: still } = await replicatorOf("central");
+      const before = at(
+        (await shardMap(stack, "east")).filter(({ owner, shard }) => owner === "central" && !moved.has(shard)),
+        0,
+      );
+      process.kill(still.pid, "SIGSTOP");
+      try {
+        const { value: ended, ms } = await timed(move(before.shard));
+        if (tries < 3 && !(ended.error ?? "").includes(`${still.node} did not confirm`)) continue;
+        assert.equal(ended.status, "failed");
+        assert.match(ended.error ?? "", new RegExp(`${still.node} did not confirm that it holds the shard`));
+        assert.ok(ms < settleMs / 2, `called off after ${Math.round(ms)} ms`);
+        const write = await put(acts.node, at(idsIn(before.shard, "goes-on", 1), 0));
+        body(write, 201);
+        assert.equal(placeOf(write).epoch, before.epoch, "the owner goes on in its epoch");
+        // Its last lease has run out, and no other is given to it: then it has no say.
+        await stack.until(async () => (await move(before.shard)).status === "complete", settleMs, "the shard moves");
+        process.kill(still.pid, "SIGCONT");
+        const late = await stack.until(
+          async () => {
+            const got = await put(still.node, at(idsIn(before.shard, "goes-on", 1), 0));
+            return got.status < 300 && got;
+          },
+          settleMs,
+          `${still.node} serves again`,
         );
-        const [still, other] = at(rows, 0).holder.startsWith("n1") ? (["n2", "n1"] as const) : (["n1", "n2"] as const);
-        const pid = stack.stack.site("central").nodes[still === "n1" ? 0 : 1]?.process()?.pid;
-        assert.ok(pid !== undefined);
-        const before = at(
-          (await shardMap(stack, "east")).filter(({ owner, shard }) => owner === "central" && !moved.has(shard)),
-          0,
-        );
-        process.kill(pid, "SIGSTOP");
-        try {
-          const { value: ended, ms } = await timed(move(before.shard));
-          if (tries < 3 && !(ended.error ?? "").includes(`central/${still} did not confirm`)) continue;
-          assert.equal(ended.status, "failed");
-          assert.match(ended.error ?? "", new RegExp(`central/${still} did not confirm that it holds the shard`));
-          assert.ok(ms < settleMs / 2, `called off after ${Math.round(ms)} ms`);
-          const write = await put(`central/${other}`, at(idsIn(before.shard, "goes-on", 1), 0));
-          body(write, 201);
-          assert.equal(placeOf(write).epoch, before.epoch, "the owner goes on in its epoch");
-          // Its last lease has run out, and no other is given to it: then it has no say.
-          await stack.until(async () => (await move(before.shard)).status === "complete", settleMs, "the shard moves");
-          process.kill(pid, "SIGCONT");
-          const late = await stack.until(
-            async () => {
-              const got = await put(`central/${still}`, at(idsIn(before.shard, "goes-on", 1), 0));
-              return got.status < 300 && got;
-            },
-            settleMs,
-            `${still} serves again`,
-          );
-          assert.equal(placeOf(late).epoch, before.epoch + 1);
-          assert.equal(late.headers.get("hothot-owner"), "west");
-          break;
-        } finally {
-          process.kill(pid, "SIGCONT");
-        }
+        assert.equal(placeOf(late).epoch, before.epoch + 1);
+        assert.equal(late.headers.get("hothot-owner"), "west");
+        break;
+      } finally {
+        process.kill(still.pid, "SIGCONT");
       }
-    } finally {
-      await database.close();
     }
     await allServe(stack);
   });

@@ -50,6 +50,7 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
         return world.result;
       },
     },
+    acts: () => world.acts,
     leaseValid: () => world.lease,
     canOpen: () => world.able && time.monotonic() >= world.doubtUntil,
     hold: (node: string) => step(`hold ${node}`),
@@ -80,6 +81,7 @@ const usual = {
     position: position(9),
   } as Head,
   begins: true,
+  acts: true,
   lease: true,
   /** The target says that it can't open the shard until then. */
   doubtUntil: 0,
@@ -104,6 +106,7 @@ test("what can't be moved is refused before anything is touched, with the reason
     ["a shard that is not there", {}, { shard: shardId(7) }, /east does not own shard 7/],
     ["to itself", {}, { to: "east" }, /east owns shard 0 already/],
     ["under way", { head: headWith({ state: "moving" }) }, {}, /being moved already/],
+    ["a process that does not act for its datacenter", { acts: false }, {}, /east\/n1 does not act for east/],
     ["no lease", { lease: false }, {}, /east has no lease/],
     ["a target that can't", { able: false }, {}, /west can't open the shard now/],
   ];
