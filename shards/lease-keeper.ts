@@ -65,6 +65,8 @@ export class LeaseKeeper implements Service {
   #othersInDatacenter: readonly string[] = [];
   #unsubscribe: (() => void) | undefined;
   #wasValid = false;
+  /** By how much this process was too late for its last heartbeat: it, not the network, may have cost the lease. */
+  #lateMs = 0;
   #loops: Promise<void>[] = [];
 
   constructor(options: LeaseKeeperOptions) {
@@ -159,7 +161,9 @@ export class LeaseKeeper implements Service {
     while (!this.#stop.signal.aborted) {
       this.#notify();
       if (this.healthy) this.#send();
+      const due = this.#o.time.monotonic() + this.#o.heartbeatMs;
       await this.#o.time.sleep(this.#o.heartbeatMs, this.#stop.signal);
+      this.#lateMs = Math.max(0, this.#o.time.monotonic() - due);
     }
   }
 
@@ -252,7 +256,7 @@ export class LeaseKeeper implements Service {
     if (valid === this.#wasValid) return;
     this.#wasValid = valid;
     if (valid) this.#log.info("lease held");
-    else this.#log.warn("lease lost", { healthy: this.healthy, hears: this.hears });
+    else this.#log.warn("lease lost", { healthy: this.healthy, hears: this.hears, lateMs: Math.round(this.#lateMs) });
     for (const listener of this.#listeners) listener(valid);
   }
 }

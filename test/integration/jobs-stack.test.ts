@@ -63,7 +63,7 @@ describe("jobs with the built-in worker", { timeout: 300_000 }, () => {
   let stack: TestStack;
   let map: ShardView[];
   before(async () => {
-    stack = await startStack({ env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    stack = await startStack({ steady: true, env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
     map = await shardMap(stack, "east");
   });
   afterAll(() => stack?.stop());

@@ -41,7 +41,7 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
   /** `<dc>/<node>`, as Hothot-Served-By names them. */
   let nodes: string[];
   before(async () => {
-    stack = await startStack({ nodes: 2 });
+    stack = await startStack({ steady: true, nodes: 2 });
     map = await shardMap(stack, "east");
     nodes = stack.dcs.flatMap((dc) => [`${dc}/n1`, `${dc}/n2`]);
   });
