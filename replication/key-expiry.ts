@@ -20,7 +20,8 @@ const longestEveryMs = 60_000;
 
 /**
  * Idempotency keys that are older than they are remembered go, in small steps, in each datacenter by itself: whoever decides
- * a write looks at a key's age and not at whether it is gone, so nothing depends on when that is.
+ * a write looks at a key's age and not at whether it is gone, so nothing depends on when that is. Keys of one shard go in the order
+ * of their positions: behind one that an owner with a fast clock wrote, they wait until that one is old, too.
  */
 export class KeyExpiry implements Service {
   readonly name = "key-expiry";
@@ -58,9 +59,14 @@ export class KeyExpiry implements Service {
     for (;;) {
       const { rowCount } = await this.#o.database.pool.query({
         name: "expire_keys",
-        text: `DELETE FROM idempotency_keys i USING (
-            SELECT tenant, key, shard FROM idempotency_keys WHERE created_at < $1 ORDER BY created_at LIMIT $2) AS old
-          WHERE i.tenant = old.tenant AND i.key = old.key AND i.shard = old.shard AND i.created_at < $1`,
+        // By the index that their shards' copies need anyway: positions grow with time, so a shard's oldest keys come first.
+        text: `WITH RECURSIVE shards AS (SELECT min(shard) AS shard FROM idempotency_keys
+            UNION ALL SELECT (SELECT min(shard) FROM idempotency_keys WHERE shard > s.shard) FROM shards s WHERE s.shard IS NOT NULL),
+          old AS (SELECT k.tenant, k.key, k.shard FROM shards s CROSS JOIN LATERAL (
+            SELECT tenant, key, shard, created_at FROM idempotency_keys WHERE shard = s.shard ORDER BY changed_position LIMIT
+              CASE WHEN (SELECT created_at FROM idempotency_keys WHERE shard = s.shard ORDER BY changed_position LIMIT 1) < $1 THEN $2::int ELSE 0 END) AS k
+            WHERE s.shard IS NOT NULL AND k.created_at < $1 LIMIT $2::int)
+          DELETE FROM idempotency_keys i USING old WHERE i.tenant = old.tenant AND i.key = old.key AND i.shard = old.shard AND i.created_at < $1`,
         values: [before, rowsAtOnce],
       });
       removed += rowCount ?? 0;

@@ -282,4 +282,7 @@ ALTER TABLE shard_head ADD COLUMN unread bigint, ADD COLUMN recopy boolean NOT N
   `
 ALTER TABLE operations ADD COLUMN node text, ADD COLUMN cancelled boolean NOT NULL DEFAULT false, ADD COLUMN fingerprint text;
 `,
+  `
+DROP INDEX idempotency_keys_by_age;
+`,
 ];

@@ -718,11 +718,12 @@ test("old idempotency keys go in small steps, the others stay, and only the repl
   const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
   const database = new Database({ ...options, connections: 2, name: "test" });
   const retentionMs = 3_600_000;
-  const insert = (prefix: string, count: number, ageMs: number): Promise<unknown> =>
+  /** Of three shards. */
+  const insert = (prefix: string, count: number, ageMs: number, since = 0): Promise<unknown> =>
     database.pool.query(
       `INSERT INTO idempotency_keys (tenant, key, shard, fingerprint, status, created_at, changed_epoch, changed_position)
-       SELECT '', $1 || n, 0, 'f', 200, now() - $3::int * interval '1 millisecond', 1, n FROM generate_series(1, $2::int) AS n`,
-      [prefix, count, ageMs],
+       SELECT '', $1 || n, 3 * (n % 3), 'f', 200, now() - $3::int * interval '1 millisecond', 1, $4::int + n FROM generate_series(1, $2::int) AS n`,
+      [prefix, count, ageMs, since],
     );
   const left = async (): Promise<number> =>
     (await database.pool.query<{ n: number }>("SELECT count(*)::int AS n FROM idempotency_keys")).rows[0]?.n ?? -1;
@@ -747,7 +748,7 @@ test("old idempotency keys go in small steps, the others stay, and only the repl
   try {
     await database.migrate();
     await insert("old-", 1_700, retentionMs + 60_000);
-    await insert("young-", 20, retentionMs - 600_000);
+    await insert("young-", 20, retentionMs - 600_000, 1_700);
     await expiry.start();
     await systemTime.sleep(200);
     assert.equal(await left(), 1_720);
