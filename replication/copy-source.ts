@@ -4,10 +4,10 @@ import { pack, unpack } from "msgpackr";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Message, Messenger } from "../infra/nats/messaging.js";
-import type { Client, Database } from "../infra/postgres/database.js";
+import { jsonAsBytes, type Client, type Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import type { SiteName } from "../shards/ids.js";
-import { copyTables, pageCompare, rowHash, rowText, type CopyTable } from "./copy-tables.js";
+import { copyTables, pageCompare, rowHash, rowJson, type CopyTable } from "./copy-tables.js";
 import type { EpochEnd } from "./record.js";
 
 /** Asks a datacenter for its fold of a partition, or for a chunk of its copy of a shard. */
@@ -187,7 +187,7 @@ export class CopySource implements Service {
       return {
         epoch: head.epoch,
         position: head.position,
-        rows: await deflate(`[${range.rows.join(",")}]`, { level: 1 }),
+        rows: await deflate(jsonArray(range.rows), { level: 1 }),
         count: range.rows.length,
         last: range.last,
         total: range.total,
@@ -197,8 +197,19 @@ export class CopySource implements Service {
   }
 }
 
+const comma = Buffer.from(",");
+
+/** A JSON array of what is in JSON already. */
+const jsonArray = (parts: readonly Buffer[]): Buffer =>
+  Buffer.concat([
+    Buffer.from("["),
+    ...parts.flatMap((part, index) => (index === 0 ? [part] : [comma, part])),
+    Buffer.from("]"),
+  ]);
+
 interface Range {
-  readonly rows: readonly string[];
+  /** In JSON. */
+  readonly rows: readonly Buffer[];
   readonly last: readonly (string | number)[] | null;
   readonly total: number;
   readonly digest: bigint;
@@ -217,19 +228,20 @@ async function readRange(client: Client, table: CopyTable, request: ChunkRequest
   const pages = table.page.map((each, index) => `t.${each.column} AS p${index}`).join(", ");
   const order = table.page.map((each) => each.column).join(", ");
   await client.query(
-    `DECLARE chunk NO SCROLL CURSOR FOR SELECT CASE WHEN ${wanted} THEN ${rowText("t")} END AS r, ${rowHash("t")}::text AS h, ${pages}
+    `DECLARE chunk NO SCROLL CURSOR FOR SELECT CASE WHEN ${wanted} THEN ${rowJson("t")} END AS r, ${rowHash("t")}::text AS h, ${pages}
       FROM (SELECT ${table.columns.join(", ")} FROM ${table.name} WHERE shard = $1 AND ${table.where} AND ${behind} ORDER BY ${order}) AS t`,
     values,
   );
-  const rows: string[] = [];
+  const rows: Buffer[] = [];
   let bytes = 0;
   let total = 0;
   let digest = 0n;
   let last: (string | number)[] | null = null;
   for (let next = firstRows; ;) {
-    const { rows: found } = await client.query<{ r: string | null; h: string } & Record<string, string | number>>(
-      `FETCH ${next} FROM chunk`,
-    );
+    const { rows: found } = await client.query<{ r: Buffer | null; h: string } & Record<string, string | number>>({
+      text: `FETCH ${next} FROM chunk`,
+      types: jsonAsBytes,
+    });
     for (const row of found) {
       total++;
       digest += BigInt(row.h);

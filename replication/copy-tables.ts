@@ -80,8 +80,8 @@ export function pageCompare(table: CopyTable, operator: ">" | "<=", firstParamet
   return `(${columns}) ${operator} (${values})`;
 }
 
-/** A row as text, the same in every copy (in the time zone UTC). */
-export const rowText = (alias: string): string => `row_to_json(${alias})::text`;
+/** A row, as text the same in every copy (in the time zone UTC). */
+export const rowJson = (alias: string): string => `row_to_json(${alias})`;
 /** A number of 60 bits over a row's text. */
 export const rowHash = (alias: string): string =>
-  `('x' || substr(md5(${rowText(alias)}), 1, 15))::bit(60)::bigint::numeric`;
+  `('x' || substr(md5(${rowJson(alias)}::text), 1, 15))::bit(60)::bigint::numeric`;

@@ -166,11 +166,11 @@ export class SnapshotStore {
   }
 
   /**
-   * Stores a chunk, if it still is the one that is wanted and lies in the line of epochs that stands here.
+   * Stores a chunk, with its rows in JSON, if it still is the one that is wanted and lies in the line of epochs that stands here.
    * @returns false when it is of no use (any more)
    * @throws ChunkDiffers
    */
-  async store(loading: Loading, table: CopyTable, since: Cut | null, chunk: Chunk, rows: string): Promise<boolean> {
+  async store(loading: Loading, table: CopyTable, since: Cut | null, chunk: Chunk, rows: Buffer): Promise<boolean> {
     return this.database.transaction(async (client) => {
       await client.query("SET LOCAL TIME ZONE 'UTC'");
       const head = (await lockHeads(client, [loading.shard])).get(loading.shard);

@@ -306,7 +306,7 @@ export class Snapshots implements Service {
       asked.catch(() => undefined);
       this.#ahead.set(shard, { key: keyOf(dc, attempt, next), chunk: asked });
     }
-    const rows = (await inflate(chunk.rows, { maxOutputLength: maxChunkBytes })).toString("utf8");
+    const rows = await inflate(chunk.rows, { maxOutputLength: maxChunkBytes });
     if (!(await this.#o.store.store(loading, table, since, chunk, rows)))
       throw new Error(`the copy of ${dc} is not in the line of epochs that stands here, or this load was begun anew`);
     this.#o.onChunk(rows.length, chunk.count);

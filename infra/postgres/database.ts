@@ -54,6 +54,15 @@ const types = {
     (pg.types.getTypeParser(oid, "text") as (value: string) => unknown),
 };
 
+/**
+ * Types of a query whose `json` comes as bytes: many strings that live for as long as their statement would end among the engine's
+ * old objects, which it looks through seldom.
+ */
+export const jsonAsBytes = {
+  getTypeParser: (oid: number, format?: "text" | "binary"): ((value: string) => unknown) =>
+    oid === (pg.types.builtins.JSON as number) ? (value) => Buffer.from(value) : types.getTypeParser(oid, format),
+};
+
 interface Host {
   readonly host: string;
   readonly port: number;

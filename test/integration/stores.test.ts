@@ -597,13 +597,13 @@ test("a jump voids what was cut above the end of any epoch that it passes; a loa
     sequence: 5,
     shards: [{ ...there, shard, epoch: 3, position: 120, epochEnds: ended }],
   };
-  const chunk = (cut: number, rows: readonly object[] = []): [Chunk, string] => [
+  const chunk = (cut: number, rows: readonly object[] = []): [Chunk, Buffer] => [
     {
       ...{ epoch: cut, position: 130, count: rows.length, total: rows.length, digest: "0" },
       rows: Buffer.of(),
       last: null,
     },
-    JSON.stringify(rows),
+    Buffer.from(JSON.stringify(rows)),
   ];
   try {
     await side.sql("UPDATE shard_head SET owner = 'west', epoch = 1, position = 100, published = 100 WHERE shard = 0");
