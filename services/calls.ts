@@ -71,6 +71,9 @@ export class CallServer implements Service {
   }
 }
 
+const handoverTries = 10;
+const handoverTryMs = 250;
+
 /** Answered from the database, by any process of a datacenter. */
 const byAny: ReadonlySet<keyof Calls> = new Set(["operation", "begun"]);
 
@@ -95,6 +98,7 @@ export class CallClient {
   ): Promise<Awaited<ReturnType<Calls[K]>>> {
     type Result = Awaited<ReturnType<Calls[K]>>;
     const { group, site, messengers, active } = this.o;
+    if (dc === site && !byAny.has(name)) await this.#acted();
     if (dc === site && (byAny.has(name) || active())) {
       const local = this.o.local();
       return (await (local[name] as (argument: unknown) => Promise<unknown>).call(local, argument)) as Result;
@@ -113,5 +117,18 @@ export class CallClient {
       }
     }
     throw new Problem("owner_unreachable", `${dc} can't be reached`);
+  }
+
+  /** Waits, for a while, until some process acts for this datacenter: one that died is followed within a second. */
+  async #acted(): Promise<void> {
+    const { group, site, messengers, active } = this.o;
+    const nothing = pack({ shard: 0, epoch: 0, timeoutMs: 0 });
+    for (let tries = 0; tries < handoverTries && !active(); tries++)
+      try {
+        await messengers[0]?.request(subject(group, site, "opened"), nothing, handoverTryMs);
+        return;
+      } catch (error) {
+        if (!(error instanceof NoAnswer || error instanceof NoResponders)) throw error;
+      }
   }
 }

@@ -325,6 +325,20 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
         assert.equal(answer.headers.get("hothot-served-by"), other);
         assert.equal(placeOf(answer).epoch, at(before, placeOf(answer).shard).epoch, placeText(placeOf(answer)));
       }
+      // A move asked of the one that is left ends soon: the dead one can't say that it holds the shard.
+      const { shard } = at(shardsOf, 0);
+      const began = performance.now();
+      const { id } = body(await on(other, "POST", "/v1/switchovers", { shard, to: "west" }), 202);
+      const ended = await stack.until(
+        async () => {
+          const found = body(await on(other, "GET", `/v1/switchovers/${String(id)}`), 200);
+          return found["status"] !== "running" && found;
+        },
+        settleMs,
+        "the end of a move behind a death",
+      );
+      assert.match(JSON.stringify(ended), new RegExp(`central/${victim} did not confirm`));
+      assert.ok(performance.now() - began < 10_000, "it does not wait for the dead one's answer");
       await stack.simulate("restart", "central");
       await allServe(stack);
       for (const node of nodes)
