@@ -46,7 +46,7 @@ export interface CliResult {
 
 export type SimulatedFault = "crash" | "pause" | "resume" | "restart" | "isolate" | "cut" | "heal";
 
-const steadily = { HOTHOT_LEASE_MS: "5000", HOTHOT_DB_DEAD_MS: "8000" };
+const steadily = { HOTHOT_LEASE_MS: "3000", HOTHOT_DB_DEAD_MS: "5000" };
 /** Beyond the ports of a stack with two nodes in each of three datacenters. */
 const cooprOffset = 80;
 /** Milliseconds that a test waits for the one stack that may run at a time, and for one command. */

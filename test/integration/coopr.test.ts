@@ -43,6 +43,7 @@ describe("provisioners of Coopr", { timeout: 240_000 }, () => {
   const running: FakeProvisioner[] = [];
   before(async () => {
     stack = await startStack({
+      steady: true,
       coopr: true,
       worker: false,
       env: { HOTHOT_AUTOMATIC_FAILBACK: "false", HOTHOT_COOPR_SILENT_MS: String(silentMs) },

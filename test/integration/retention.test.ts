@@ -20,7 +20,7 @@ const bounded = { HOTHOT_LOG_RETENTION_MS: "40000", HOTHOT_LOG_MAX_BYTES: String
 
 let stack: TestStack;
 before(async () => {
-  stack = await startStack({ env, worker: false });
+  stack = await startStack({ steady: true, env, worker: false });
 });
 after(() => stack.stop());
 
