@@ -240,7 +240,8 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
       if (newer === undefined) continue;
       checked++;
       const stale = seen.filter((ack) => ack.epoch === at(before, shard).epoch && ack.at > newer.at);
-      assert.deepEqual(stale, [], `shard ${shard}`);
+      const times = `paused ${pausedAt}, resumed ${resumedAt}, first of the new epoch ${newer.at}`;
+      assert.deepEqual(stale, [], `shard ${shard}: ${times}`);
     }
     assert.ok(checked > 0);
     assert.deepEqual(
