@@ -4,7 +4,7 @@ import pg from "pg";
 export async function createDatabase(serverUrl: string, name: string): Promise<string> {
   const client = new pg.Client({
     connectionString: serverUrl,
-    connectionTimeoutMillis: 10_000,
+    connectionTimeoutMillis: 30_000,
     statement_timeout: 30_000,
   });
   await client.connect();

@@ -34,7 +34,7 @@ const leftOut = new Set(["postmaster.pid", "postmaster.opts", "standby.signal", 
 export async function copyData(url: string, from: string, to: string): Promise<void> {
   const fresh = `${to}.new`;
   rmSync(fresh, { recursive: true, force: true });
-  const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 10_000, statement_timeout: 120_000 });
+  const client = new pg.Client({ connectionString: url, connectionTimeoutMillis: 30_000, statement_timeout: 120_000 });
   await client.connect();
   try {
     const slots = await client.query("SELECT 1 FROM pg_replication_slots WHERE slot_name = $1", [slotName]);
