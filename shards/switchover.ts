@@ -33,7 +33,7 @@ export interface SwitchoverOptions {
   readonly store: ShardStore;
   readonly ownership: OwnershipLog;
   /** This process acts for its datacenter: a move that another one drives is taken for an abandoned one. */
-  readonly acts: () => boolean;
+  readonly active: () => boolean;
   readonly leaseValid: () => boolean;
   /** The target lives, has a lease, and could open the partition now. */
   readonly canOpen: (target: SiteName, partition: Partition) => boolean;
@@ -89,7 +89,7 @@ export class Switchover {
     if (to === this.#o.site) return { kind: "called_off", why: `${to} owns shard ${shard} already` };
     if (this.#moving.has(shard) || head.state === "moving")
       return { kind: "called_off", why: "the shard is being moved already" };
-    if (!this.#o.acts())
+    if (!this.#o.active())
       return { kind: "called_off", why: `${this.#o.site}/${this.#o.node} does not act for ${this.#o.site}` };
     if (!this.#o.leaseValid()) return { kind: "called_off", why: `${this.#o.site} has no lease` };
     this.#moving.add(shard);

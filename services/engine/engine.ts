@@ -204,7 +204,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     map,
     store,
     ownership,
-    acts: () => replicator.holding,
+    active: () => replicator.holding,
     leaseValid: () => leases.valid,
     canOpen: (target, partition) => peers.canOpen(target, partition),
     hold: async (name, head, timeoutMs) =>

@@ -23,7 +23,7 @@ before(async () => {
   // A process is killed below: what it acknowledged must not become divergent by a takeover.
   assert.equal((await send(stack, "east", "PUT", "/v1/failover", { paused: true })).status, 200);
 });
-after(() => stack.stop());
+after(() => stack?.stop());
 
 const put = (dc: string, id: string, headers: Record<string, string> = {}, bytes = 100) =>
   send(stack, dc, "PUT", `/v1/clusters/${id}`, { name: "n", spec: { filler: "x".repeat(bytes) } }, headers);

@@ -8,7 +8,7 @@ before(async () => {
   stack = await startStack({ worker: false });
   await allServe(stack);
 });
-after(() => stack.stop());
+after(() => stack?.stop());
 
 /** The stack with other datacenters than it began with. */
 const withDcs = (dcs: readonly string[]): TestStack =>

@@ -22,7 +22,7 @@ let stack: TestStack;
 before(async () => {
   stack = await startStack({ steady: true, env, worker: false });
 });
-after(() => stack.stop());
+after(() => stack?.stop());
 
 const put = (dc: string, id: string, name = "n") =>
   send(stack, dc, "PUT", `/v1/clusters/${id}`, { name, spec: { filler: "x".repeat(200) } });

@@ -45,7 +45,7 @@ before(async () => {
     "every datacenter owns shards",
   );
 });
-after(() => stack.stop());
+after(() => stack?.stop());
 
 const put = (dc: string, id: string, bytes = 100, headers: Record<string, string> = {}) =>
   send(stack, dc, "PUT", `/v1/clusters/${id}`, { name: id, spec: { filler: "x".repeat(bytes) } }, headers);

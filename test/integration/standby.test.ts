@@ -15,7 +15,7 @@ before(async () => {
   });
   await allServe(stack);
 });
-after(() => stack.stop());
+after(() => stack?.stop());
 
 const put = (id: string, timeoutMs: number): Promise<Answered> =>
   send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: id, spec: {} }, { "hothot-timeout-ms": String(timeoutMs) });

@@ -50,7 +50,7 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
         return world.result;
       },
     },
-    acts: () => world.acts,
+    active: () => world.active,
     leaseValid: () => world.lease,
     canOpen: () => world.able && time.monotonic() >= world.doubtUntil,
     hold: (node: string) => step(`hold ${node}`),
@@ -81,7 +81,7 @@ const usual = {
     position: position(9),
   } as Head,
   begins: true,
-  acts: true,
+  active: true,
   lease: true,
   /** The target says that it can't open the shard until then. */
   doubtUntil: 0,
@@ -106,7 +106,7 @@ test("what can't be moved is refused before anything is touched, with the reason
     ["a shard that is not there", {}, { shard: shardId(7) }, /east does not own shard 7/],
     ["to itself", {}, { to: "east" }, /east owns shard 0 already/],
     ["under way", { head: headWith({ state: "moving" }) }, {}, /being moved already/],
-    ["a process that does not act for its datacenter", { acts: false }, {}, /east\/n1 does not act for east/],
+    ["a process that does not act for its datacenter", { active: false }, {}, /east\/n1 does not act for east/],
     ["no lease", { lease: false }, {}, /east has no lease/],
     ["a target that can't", { able: false }, {}, /west can't open the shard now/],
   ];
