@@ -8,6 +8,7 @@ import type { Logger } from "../../infra/logger.js";
 import type { Service } from "../../infra/service.js";
 import { storable } from "../../infra/storable.js";
 import { BodyBudget, ClientGone, readBody } from "../http/body.js";
+import { backlog } from "../http/server.js";
 
 /** Finishes come with all that a task printed. */
 const bodyLimitBytes = 16_000_000;
@@ -91,7 +92,7 @@ export class CooprServer implements Service {
           ),
         ),
       );
-      this.#server.listen(port, host, resolve);
+      this.#server.listen({ port, host, backlog }, resolve);
     });
     if (!isLoopback(host)) this.#log.warn("provisioners need no token", { host });
     this.#log.info("listens for provisioners", { host, port: (this.#server.address() as AddressInfo).port });

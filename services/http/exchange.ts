@@ -7,6 +7,7 @@ import type { Caller, Condition, RequestContext } from "../api.js";
 import { isGone, sendAnswer, sendProblem } from "./answer.js";
 import { checkMediaType, ClientGone, hasBody, readBody, type BodyBudget } from "./body.js";
 import { check } from "./faults.js";
+import type { Entrance } from "./entrance.js";
 import { parseJson, refused } from "./json.js";
 import type { Lanes } from "./lanes.js";
 import { readQuery } from "./query.js";
@@ -27,6 +28,7 @@ export interface Shared {
   /** `<dc>/<node>` of this process. */
   readonly servedBy: string;
   readonly lanes: Lanes;
+  readonly entrance: Entrance;
   readonly bodies: BodyBudget;
   readonly graceMs: number;
   /** Exchanges that wait or stream: aborted when the process drains. */
@@ -62,6 +64,8 @@ export async function exchange(
   try {
     if (counted && shared.draining()) throw new Problem("draining", undefined, { retryAfterSeconds: 1 });
     lanes.admit(route.lane);
+    const turn = route.lane === "work" ? shared.entrance.pass() : undefined;
+    if (turn !== undefined) await turn;
     const checked = await readCall(shared, route, request, params, requestId, started, span?.traceparent);
     if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
     lanes.enter(route.lane);

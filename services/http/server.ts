@@ -7,6 +7,7 @@ import type { JsonObject } from "../../replication/entities.js";
 import { problemBody, sendText } from "./answer.js";
 import { BodyBudget } from "./body.js";
 import { createDashboard } from "./dashboard.js";
+import { Entrance } from "./entrance.js";
 import { exchange, type Shared } from "./exchange.js";
 import { refused } from "./json.js";
 import { Lanes } from "./lanes.js";
@@ -41,6 +42,12 @@ const defaults: HttpLimits = {
   connections: 20_000,
 };
 
+/**
+ * Connections that wait to be accepted; the system may allow fewer. Node's own 511 is too few for many clients that come back at once:
+ * those above it try again after 1, 3, 7, 15 s.
+ */
+export const backlog = 4096;
+
 /** The HTTP face of one process. Express's router without its application, whose middleware costs more than the write behind it. */
 export function createHttpServer(options: HttpOptions): HttpServer {
   const { datacenter, config, time } = options;
@@ -60,6 +67,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     servedBy,
     log,
     lanes: new Lanes(limits.lanes),
+    entrance: new Entrance(time, limits.lanes.work),
     bodies: new BodyBudget(limits.bodyBytes),
     graceMs: limits.graceMs,
     abortable: new Set(),
@@ -117,7 +125,7 @@ export function createHttpServer(options: HttpOptions): HttpServer {
     start: () =>
       new Promise<number>((resolve, reject) => {
         server.once("error", reject);
-        server.listen(config.port, config.host, () => {
+        server.listen({ port: config.port, host: config.host, backlog }, () => {
           server.off("error", reject);
           server.on("error", (error) => log.error("the server failed", { error }));
           const { port } = server.address() as AddressInfo;

@@ -13,6 +13,7 @@ import { keys } from "./keys.js";
 import { keyedTakeover } from "./keyed-takeover.js";
 import { falseTakeovers } from "./false-takeovers.js";
 import { restartJobs } from "./restart-jobs.js";
+import { overload } from "./overload.js";
 import type { Scenario } from "./scenario.js";
 import { singlePuts } from "./single-puts.js";
 import { snapshot } from "./snapshot.js";
@@ -28,6 +29,7 @@ const scenarios: readonly Scenario[] = [
   takeover,
   drain,
   falseTakeovers,
+  overload,
   catchUp,
   memory,
   singlePuts,
