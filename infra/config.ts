@@ -10,11 +10,14 @@ const siteName = z
   .string()
   .regex(/^[a-z][a-z0-9-]{0,31}$/, "must be 1 to 32 of a-z, 0-9 and '-', beginning with a letter");
 const whole = (from: number, to: number) =>
-  z.coerce
-    .number("must be a whole number")
-    .int("must be a whole number")
-    .min(from, `must be at least ${from}`)
-    .max(to, `must be at most ${to}`);
+  z.preprocess(
+    (value) => (typeof value === "string" && value.trim() !== "" ? Number(value) : value),
+    z
+      .number("must be a whole number")
+      .int("must be a whole number")
+      .min(from, `must be at least ${from}`)
+      .max(to, `must be at most ${to}`),
+  );
 const list = z.preprocess(
   (value) =>
     typeof value === "string"
@@ -135,8 +138,8 @@ export const variableOf = (setting: string): string =>
  */
 export function readConfig(environment: Readonly<Record<string, string | undefined>>, file?: string): Config {
   const faults: string[] = [];
-  const given: Record<string, unknown> = file === undefined ? {} : readFile(file, faults);
   const names = new Map(Object.keys(schema.shape).map((setting) => [variableOf(setting), setting]));
+  const given: Record<string, unknown> = file === undefined ? {} : readFile(file, names, faults);
   for (const [variable, value] of Object.entries(environment)) {
     if (!variable.startsWith("HOTHOT_") || others.has(variable) || value === undefined || value === "") continue;
     const setting = names.get(variable);
@@ -165,24 +168,7 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
     faults.push("HOTHOT_DATABASE_URL: is missing; a datacenter needs its PostgreSQL");
   if (witness !== undefined && given["dataDir"] === undefined)
     faults.push("HOTHOT_DATA_DIR: is missing; a witness keeps its votes there");
-  if (parsed.success) {
-    const { leaseMs, marginMs, heartbeatMs, host, noTokens, jwksUrl } = parsed.data;
-    if (marginMs + 2 * heartbeatMs >= leaseMs)
-      faults.push("HOTHOT_LEASE_MS: must be more than HOTHOT_MARGIN_MS and two HOTHOT_HEARTBEAT_MS together");
-    if (marginMs < leaseMs * 0.02)
-      faults.push("HOTHOT_MARGIN_MS: must be at least 2 % of HOTHOT_LEASE_MS, for clocks of different rates");
-    if (!isLoopback(host) && noTokens === undefined && given["adminToken"] === undefined && jwksUrl === undefined)
-      faults.push(
-        "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_ADMIN_TOKEN (or HOTHOT_ADMIN_TOKEN_FILE) or HOTHOT_JWKS_URL, HOTHOT_NO_TOKENS=false if there are tokens already, or HOTHOT_NO_TOKENS=true if something else guards it",
-      );
-    const { cooprPort, cooprHost, cooprNoTokens } = parsed.data;
-    if (cooprPort !== undefined && !isLoopback(cooprHost) && cooprNoTokens !== true)
-      faults.push(
-        "HOTHOT_COOPR_HOST: listens beyond loopback, and provisioners know no tokens: whoever reaches it may take and finish tasks; set HOTHOT_COOPR_NO_TOKENS=true if a network of its own guards it",
-      );
-    if (jwksUrl === undefined && (parsed.data.jwtIssuer ?? parsed.data.jwtAudience) !== undefined)
-      faults.push("HOTHOT_JWKS_URL: is missing; HOTHOT_JWT_ISSUER and HOTHOT_JWT_AUDIENCE mean nothing without it");
-  }
+  faults.push(...faultsBetween(parsed.success ? parsed.data : soundOf(given), given));
   if (!parsed.success || faults.length > 0) {
     throw new FatalError(
       "bad_configuration",
@@ -192,6 +178,43 @@ export function readConfig(environment: Readonly<Record<string, string | undefin
   }
   const { dc: name, witness: other, ...rest } = parsed.data;
   return Object.freeze({ ...rest, site: name ?? other ?? "", datacenter: name !== undefined });
+}
+
+/** Of the settings that can't all be used, those that can, by themselves. */
+function soundOf(given: Readonly<Record<string, unknown>>): Partial<Settings> {
+  const sound = Object.entries(schema.shape).flatMap(([setting, type]) => {
+    const { success, data } = (type as z.ZodType).safeParse(given[setting]);
+    return success && data !== undefined ? [[setting, data]] : [];
+  });
+  return Object.fromEntries(sound) as Partial<Settings>;
+}
+
+/** What doesn't go together. */
+function faultsBetween(settings: Partial<Settings>, given: Readonly<Record<string, unknown>>): string[] {
+  const faults: string[] = [];
+  const { leaseMs, marginMs, heartbeatMs, host, noTokens, jwksUrl, cooprPort, cooprHost } = settings;
+  if (leaseMs !== undefined && marginMs !== undefined && heartbeatMs !== undefined) {
+    if (marginMs + 2 * heartbeatMs >= leaseMs)
+      faults.push("HOTHOT_LEASE_MS: must be more than HOTHOT_MARGIN_MS and two HOTHOT_HEARTBEAT_MS together");
+    if (marginMs < leaseMs * 0.02)
+      faults.push("HOTHOT_MARGIN_MS: must be at least 2 % of HOTHOT_LEASE_MS, for clocks of different rates");
+  }
+  const tokens = noTokens ?? given["adminToken"] ?? given["jwksUrl"];
+  if (host !== undefined && !isLoopback(host) && tokens === undefined)
+    faults.push(
+      "HOTHOT_HOST: listens beyond loopback without tokens; set HOTHOT_ADMIN_TOKEN (or HOTHOT_ADMIN_TOKEN_FILE) or HOTHOT_JWKS_URL, HOTHOT_NO_TOKENS=false if there are tokens already, or HOTHOT_NO_TOKENS=true if something else guards it",
+    );
+  if (cooprPort !== undefined && cooprHost !== undefined && !isLoopback(cooprHost) && settings.cooprNoTokens !== true)
+    faults.push(
+      "HOTHOT_COOPR_HOST: listens beyond loopback, and provisioners know no tokens: whoever reaches it may take and finish tasks; set HOTHOT_COOPR_NO_TOKENS=true if a network of its own guards it",
+    );
+  if (
+    jwksUrl === undefined &&
+    given["jwksUrl"] === undefined &&
+    (settings.jwtIssuer ?? settings.jwtAudience) !== undefined
+  )
+    faults.push("HOTHOT_JWKS_URL: is missing; HOTHOT_JWT_ISSUER and HOTHOT_JWT_AUDIENCE mean nothing without it");
+  return faults;
 }
 
 export function isLoopback(host: string): boolean {
@@ -211,7 +234,8 @@ function readSecret(file: string, faults: string[]): string | undefined {
   }
 }
 
-function readFile(file: string, faults: string[]): Record<string, unknown> {
+/** Settings of a file, which may call them as the environment does. */
+function readFile(file: string, names: ReadonlyMap<string, string>, faults: string[]): Record<string, unknown> {
   let text: string;
   try {
     text = readFileSync(file, "utf8");
@@ -221,7 +245,10 @@ function readFile(file: string, faults: string[]): Record<string, unknown> {
   }
   try {
     const value: unknown = parseYaml(text);
-    if (typeof value === "object" && value !== null && !Array.isArray(value)) return { ...value };
+    if (typeof value === "object" && value !== null && !Array.isArray(value))
+      return Object.fromEntries(
+        Object.entries(value).map(([name, each]) => [names.get(name) ?? name, each as unknown]),
+      );
     faults.push(`${file}: must hold an object of settings`);
   } catch (error) {
     faults.push(`${file}: is neither YAML nor JSON (${(error as Error).message.split("\n")[0]})`);

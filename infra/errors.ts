@@ -113,34 +113,41 @@ export interface ProblemExtras {
   readonly owner?: string;
   readonly errors?: readonly FieldError[];
   readonly retryAfterSeconds?: number;
+  /** `<dc>/<node>` that refused, where it is another than the one that was asked. */
+  readonly servedBy?: string;
+  /** Of a copy that does not have what was asked for: how far it is behind, milliseconds; that it may not be current. */
+  readonly lagMs?: number;
+  readonly stale?: boolean;
   readonly cause?: unknown;
 }
 
 /** A refusal that reaches the caller as application/problem+json. */
 export class Problem extends Error {
   readonly code: ProblemCode;
-  readonly owner: string | undefined;
-  readonly errors: readonly FieldError[] | undefined;
-  readonly retryAfterSeconds: number | undefined;
+  readonly extras: ProblemExtras;
 
   constructor(code: ProblemCode, detail?: string, extras: ProblemExtras = {}) {
     super(detail ?? problems[code].meaning, extras.cause === undefined ? undefined : { cause: extras.cause });
     this.name = "Problem";
     this.code = code;
-    this.owner = extras.owner;
-    this.errors = extras.errors;
-    this.retryAfterSeconds = extras.retryAfterSeconds;
+    this.extras = extras;
   }
 
-  /** The same refusal, with the shard's owner where none is named yet. */
-  withOwner(owner: string): Problem {
-    if (this.owner !== undefined) return this;
-    return new Problem(this.code, this.message, {
-      owner,
-      ...(this.errors === undefined ? {} : { errors: this.errors }),
-      ...(this.retryAfterSeconds === undefined ? {} : { retryAfterSeconds: this.retryAfterSeconds }),
-      ...(this.cause === undefined ? {} : { cause: this.cause }),
-    });
+  get owner(): string | undefined {
+    return this.extras.owner;
+  }
+
+  get errors(): readonly FieldError[] | undefined {
+    return this.extras.errors;
+  }
+
+  get retryAfterSeconds(): number | undefined {
+    return this.extras.retryAfterSeconds;
+  }
+
+  /** The same refusal, with the shard's owner and the process that refused, where none are named yet. */
+  by(owner: string, servedBy: string): Problem {
+    return new Problem(this.code, this.message, { owner, servedBy, ...this.extras });
   }
 
   get status(): number {

@@ -12,6 +12,7 @@ export interface Logger {
   with(fields: Fields): Logger;
 }
 
+const logLevels = ["error", "warn", "info", "debug"];
 const secret = /(:\/\/[^:/@\s]*:)[^@\s]+@/g;
 
 /** Passwords in URLs never reach a log. */
@@ -68,12 +69,12 @@ class WinstonLogger implements Logger {
   }
 }
 
-/** JSON lines on standard output. */
-export function createLogger(level: string, fields: Fields = {}): Logger {
+/** JSON lines on standard output, or on standard error where something else is the program's output. */
+export function createLogger(level: string, fields: Fields = {}, to: "stdout" | "stderr" = "stdout"): Logger {
   const base = winston.createLogger({
     level,
     format: winston.format.combine(winston.format.timestamp(), winston.format.json()),
-    transports: [new winston.transports.Console({ stderrLevels: [] })],
+    transports: [new winston.transports.Console({ stderrLevels: to === "stderr" ? [...logLevels] : [] })],
   });
   return new WinstonLogger(base, fields);
 }

@@ -130,10 +130,14 @@ export class Applier {
   async release(partition: Partition): Promise<void> {
     const feed = this.#feeds[partition];
     if (feed === undefined) return;
-    await this.reload();
-    feed.held = false;
-    feed.lost = false;
-    this.#notify();
+    try {
+      await this.reload();
+    } finally {
+      // From a place that is not the database's the next transaction finds back by itself.
+      feed.held = false;
+      feed.lost = false;
+      this.#notify();
+    }
   }
 
   /** Every partition was seen to its end since this process began to apply. */

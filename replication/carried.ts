@@ -14,6 +14,8 @@ export interface CarriedPart {
   readonly tenure: number;
   readonly tasks: readonly object[];
   readonly stages: Readonly<Record<string, string | null>>;
+  /** The former owner's wall clock when it was read, milliseconds since 1970: times in it are moved to the target's. Left out by earlier versions. */
+  readonly readAt?: number;
 }
 
 /** Of a part as JSON: well below the largest message. */
@@ -43,6 +45,7 @@ export function progressIn(
   });
   return async (shard, next, tenure) => {
     const jobs = await running(shard);
+    const readAt = time.wall();
     const { rows } =
       jobs.length === 0
         ? { rows: [] }
@@ -58,6 +61,7 @@ export function progressIn(
       tenure,
       tasks,
       stages: part === 0 ? stages : {},
+      readAt,
     }));
   };
 }
@@ -91,9 +95,24 @@ export function carriedIn(database: Database, time: Time): (part: CarriedPart) =
   });
   return async (part) => {
     if (part.part === 0 && Object.keys(part.stages).length === 0) await clear(part);
-    else await storeProgress(database, part);
+    else await storeProgress(database, { ...part, tasks: part.tasks.map(timesFrom(part.readAt, time.wall())) });
   };
 }
+
+/** Columns of tasks that say when something is due: as long from now as they were at the former owner. */
+const dueColumns = ["lease_until", "deadline", "not_before"];
+
+/** Pure. A task's times by another clock: `from` there is `to` here, milliseconds since 1970. */
+export const timesFrom =
+  (from: number | undefined, to: number) =>
+  (task: object): object => {
+    if (from === undefined) return task;
+    const due = dueColumns.flatMap((column) => {
+      const at: unknown = (task as Readonly<Record<string, unknown>>)[column];
+      return typeof at === "string" ? [[column, new Date(Date.parse(at) + to - from).toISOString()]] : [];
+    });
+    return { ...task, ...(Object.fromEntries(due) as Readonly<Record<string, string>>) };
+  };
 
 /** Stores a part at the target. The first one replaces what an earlier attempt at this move had brought. */
 async function storeProgress(database: Database, part: CarriedPart): Promise<void> {

@@ -72,17 +72,30 @@ export async function resetDigest(client: Client, shard: number): Promise<void> 
   await client.query(`UPDATE shard_head SET digest = ${sums.join(" # ")} WHERE shard = $1::int`, [shard]);
 }
 
-/** Per cluster id one number over its row and its jobs, of one shard: to name what differs. */
-export async function digestRows(database: Database, shard: number): Promise<Map<string, number>> {
-  const { rows } = await database.pool.query<{ id: string; digest: number }>(
-    `SELECT id, bit_xor(d) AS digest FROM (
-       SELECT t.id, ${digestOfRow(shapes.clusters, "t")} AS d FROM clusters t WHERE ${ofShard(shapes.clusters)}
-       UNION ALL SELECT t.cluster_id AS id, ${digestOfRow(shapes.jobs, "t")} AS d FROM jobs t WHERE ${ofShard(shapes.jobs)}
-     ) AS rows GROUP BY id`,
+/** Cluster ids of a shard fall into so many buckets: what differs between copies of any size is found in two short answers. */
+const buckets = 1024;
+
+/** One number over the rows and jobs of each bucket that has some. */
+export async function digestBuckets(database: Database, shard: number): Promise<Map<number, number>> {
+  const { rows } = await database.pool.query<{ bucket: number; digest: number }>(
+    `SELECT ${bucketOf("id")} AS bucket, bit_xor(d) AS digest FROM (${rowDigests}) AS rows GROUP BY 1`,
     [shard],
+  );
+  return new Map(rows.map((row) => [row.bucket, row.digest]));
+}
+
+/** Per cluster id one number over its row and its jobs, of one bucket: to name what differs. */
+export async function digestRows(database: Database, shard: number, bucket: number): Promise<Map<string, number>> {
+  const { rows } = await database.pool.query<{ id: string; digest: number }>(
+    `SELECT id, bit_xor(d) AS digest FROM (${rowDigests}) AS rows WHERE ${bucketOf("id")} = $2 GROUP BY id`,
+    [shard, bucket],
   );
   return new Map(rows.map((row) => [row.id, row.digest]));
 }
+
+const bucketOf = (id: string): string => `(hashtextextended(${id}, 0) & ${buckets - 1})::int`;
+const rowDigests = `SELECT t.id, ${digestOfRow(shapes.clusters, "t")} AS d FROM clusters t WHERE ${ofShard(shapes.clusters)}
+  UNION ALL SELECT t.cluster_id AS id, ${digestOfRow(shapes.jobs, "t")} AS d FROM jobs t WHERE ${ofShard(shapes.jobs)}`;
 
 /** Clusters of a shard whose rows (or jobs' rows) are not as they were written; at most `limit`. */
 export async function damagedClusters(database: Database, shard: number, limit: number): Promise<string[]> {

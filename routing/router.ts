@@ -1,6 +1,6 @@
 import { pack, unpack } from "msgpackr";
 import { within, type Time } from "../infra/clock.js";
-import { asError, Problem, type FieldError, type ProblemCode } from "../infra/errors.js";
+import { asError, Problem, type ProblemCode, type ProblemExtras } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { NoAnswer, NoResponders, TooLarge, type Messenger, type Subscription } from "../infra/nats/messaging.js";
 import { readFailure } from "../infra/postgres/faults.js";
@@ -67,13 +67,7 @@ interface Forwarded<C> {
 type Answer<R> =
   | { readonly ok: R }
   | {
-      readonly problem: {
-        readonly code: ProblemCode;
-        readonly detail: string;
-        readonly owner?: string;
-        readonly errors?: readonly FieldError[];
-        readonly retryAfterSeconds?: number;
-      };
+      readonly problem: { readonly code: ProblemCode; readonly detail: string } & Omit<ProblemExtras, "cause">;
     };
 
 export const rpcSubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.rpc`;
@@ -403,16 +397,9 @@ export class Router<C, R extends Confirmed> implements Service {
   }
 }
 
-function refusal({ code, message, owner, errors, retryAfterSeconds }: Problem): Answer<never> {
-  return {
-    problem: {
-      code,
-      detail: message,
-      ...(owner === undefined ? {} : { owner }),
-      ...(errors === undefined ? {} : { errors }),
-      ...(retryAfterSeconds === undefined ? {} : { retryAfterSeconds }),
-    },
-  };
+function refusal({ code, message, extras }: Problem): Answer<never> {
+  const { cause: _, ...rest } = extras;
+  return { problem: { code, detail: message, ...rest } };
 }
 
 /** A refusal that says that nothing happened is not for a write of which one try got no answer. */

@@ -29,11 +29,15 @@ export class Arrival {
   }
 
   async #lost(shard: ShardId, epoch: Epoch, position: Position): Promise<boolean> {
-    const { rows } = await this.#p.data.pool.query<{ last_position: number }>(
-      "SELECT last_position FROM history WHERE shard = $1 AND epoch > $2 ORDER BY epoch LIMIT 1",
+    // The log states where epochs ended; further back only the history knows, which a copy gets last.
+    const { rows } = await this.#p.data.pool.query<{ last: number | null }>(
+      `SELECT coalesce(
+         (SELECT (e ->> 'last')::bigint FROM shard_head h, jsonb_array_elements(h.epoch_ends) AS e
+            WHERE h.shard = $1 AND (e ->> 'epoch')::bigint = $2),
+         (SELECT last_position FROM history WHERE shard = $1 AND epoch > $2 ORDER BY epoch LIMIT 1)) AS last`,
       [shard, epoch],
     );
-    const ended = rows[0]?.last_position;
-    return ended !== undefined && position > ended;
+    const ended = rows[0]?.last ?? null;
+    return ended !== null && position > ended;
   }
 }

@@ -66,6 +66,10 @@ export class Bulk {
         while (under.length > 1) yield* (await under.shift()) ?? [];
       }
       for (const answers of under) yield* await answers;
+    } catch (error) {
+      // What can't be read ends the request; what was sent before may have taken effect, and so is told first.
+      for (const answers of under.splice(0)) yield* await answers;
+      throw error;
     } finally {
       await blocks.end();
     }
@@ -152,7 +156,7 @@ export class Bulk {
         const outcome = reply.body as LoadOutcome;
         return placed.map(({ line, row }, index): BulkLine => {
           const [status, version] = outcome[index] ?? [500, 0];
-          return { line, id: row.id, status, version };
+          return { line, id: row.id, status, version, ...(reply.replayed === true ? { replayed: true } : {}) };
         });
       } catch (error) {
         const problem =

@@ -11,7 +11,8 @@ import type { StoredOperation } from "./operation-store.js";
 /** What is asked of a datacenter, beside forwarded requests. */
 export interface Calls {
   move(request: MoveRequest): Promise<MoveResult>;
-  carry(part: CarriedPart): Promise<null>;
+  /** @returns the closing that the shard has there (rule i); null from an earlier version */
+  carry(part: CarriedPart): Promise<number | null>;
   /** Waits until the datacenter serves the shard in this epoch or a later one. */
   opened(question: { readonly shard: number; readonly epoch: number; readonly timeoutMs: number }): Promise<boolean>;
   /** shard -> [epoch, position] as applied there. */
@@ -53,6 +54,7 @@ export class CallServer implements Service {
       this.#unsubscribe.push(
         this.o.messenger.subscribe(subject(this.o.group, this.o.site, name), (message) => {
           if (!this.o.active()) return;
+          const respond = (answer: Answer): void => message.respond(pack(answer));
           void (async (): Promise<Answer> => {
             try {
               return { ok: await call.call(this.o.calls, unpack(message.data) as never) };
@@ -61,7 +63,12 @@ export class CallServer implements Service {
               this.o.log.error("a call failed", { call: name, error: asError(error) });
               return { problem: { code: "internal", detail: "a fault of ours" } };
             }
-          })().then((answer) => message.respond(pack(answer)));
+          })()
+            .then(respond)
+            .catch((error: unknown) => {
+              this.o.log.error("the answer to a call can't be sent", { call: name, error: asError(error) });
+              respond({ problem: { code: "internal", detail: "a fault of ours" } });
+            });
         }),
       );
   }

@@ -1,3 +1,4 @@
+import PQueue from "p-queue";
 import { systemTime, type Time } from "../infra/clock.js";
 import type { Config } from "../infra/config.js";
 import { FatalError } from "../infra/errors.js";
@@ -9,7 +10,7 @@ import { systemRandom, type Random } from "../infra/random.js";
 import type { Tracing } from "../infra/tracing.js";
 import type { Service } from "../infra/service.js";
 import { Backlog } from "../replication/backlog.js";
-import { progressIn } from "../replication/carried.js";
+import { progressIn, type CarriedPart } from "../replication/carried.js";
 import { DigestKeeper } from "../replication/digest-keeper.js";
 import { LoadWriter } from "../replication/load-writer.js";
 import { PostgresOutbox } from "../replication/outbox.js";
@@ -60,6 +61,7 @@ export async function createDatacenter(
 ) {
   const { site, node, group, logGeneration: generation } = config;
   const holder = `${node}-${random.token(8)}`;
+  const catalog = new CatalogFile(config.catalog);
   const links = await openLinks(config, log);
   const metrics: Metrics = createMetrics();
   const streams = new LogStreams(group, generation, links.routes);
@@ -186,8 +188,14 @@ export async function createDatacenter(
       },
       carry: async (head, to, timeoutMs) => {
         const deadline = time.monotonic() + timeoutMs;
-        for (const part of await progress(head.shard, nextEpoch(head.epoch), head.tenure))
-          await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()));
+        const send = async (part: CarriedPart): Promise<number> =>
+          (await callClient.call(to, "carry", part, Math.max(1, deadline - time.monotonic()))) ?? 0;
+        const [first, ...rest] = await progress(head.shard, nextEpoch(head.epoch), head.tenure);
+        const closing = first === undefined ? 0 : await send(first);
+        // The first one replaces what was there before; the others come in any order.
+        const parts = new PQueue({ concurrency: 8 });
+        await parts.addAll(rest.map((part) => () => send(part)));
+        return closing;
       },
       opened: (to, shard, at, timeoutMs) =>
         callClient.call(to, "opened", { shard, epoch: at, timeoutMs }, timeoutMs).catch(() => false),
@@ -279,7 +287,6 @@ export async function createDatacenter(
   // Jobs.
   const queries = new Queries(data.db);
   const jobEvents = new JobEvents();
-  const catalog = new CatalogFile(config.catalog);
   const settings = { ...defaultJobSettings, leaseMs: config.taskLeaseMs };
   const jobContext: JobContext = { catalog: () => catalog.current, events: jobEvents, settings };
   const jobs = new JobOperations(jobContext);
@@ -392,7 +399,7 @@ export async function createDatacenter(
   const planner = new MovePlanner(parts, callClient);
   const moves: Moves = new Moves(parts, callClient, planner);
   const failback = new Failback(parts, planner);
-  if (has("coordinator")) services.push(failback);
+  if (has("replicator")) services.push(failback);
   return { ...parts, moves };
 }
 

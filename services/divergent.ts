@@ -50,14 +50,14 @@ export class DivergentOperations {
       commandOf(row),
     );
     reply.confirm?.();
-    await this.#settle(id, "replayed");
+    await this.#settle(id, reply.replayed === true ? ["open"] : ["open", "superseded"], "replayed");
     return { ...reply, status: 200, body: await this.#face.divergentById(id) };
   }
 
   /** @throws Problem not_found, invalid_transition */
   async discard(_context: RequestContext, id: string): Promise<Reply> {
     await this.#open(id);
-    await this.#settle(id, "discarded");
+    await this.#settle(id, ["open"], "discarded");
     return { status: 200, body: await this.#face.divergentById(id), servedBy: this.#p.servedBy };
   }
 
@@ -72,12 +72,13 @@ export class DivergentOperations {
     return row;
   }
 
-  async #settle(id: string, status: "replayed" | "discarded"): Promise<void> {
+  /** @param from its own write with its own key may have superseded it already */
+  async #settle(id: string, from: readonly string[], status: "replayed" | "discarded"): Promise<void> {
     await this.#p.data.db
       .updateTable("divergentOperations")
       .set({ status })
       .where("id", "=", id)
-      .where("status", "=", "open")
+      .where("status", "in", from)
       .execute();
   }
 }

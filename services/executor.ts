@@ -27,7 +27,7 @@ export interface CommandContext {
 
 export type RoutedCommand = Routed<Command> & { readonly context: CommandContext };
 
-/** The shard that a command belongs to. @throws Problem not_found for ids that can't exist. */
+/** The shard that a command belongs to. @throws Problem not_found for ids that can't exist, stale_token for such a task's */
 export function shardOfCommand(command: Command, shards: number): ShardId {
   const known = (shard: ShardId | undefined, what: string): ShardId => {
     if (shard === undefined || shard >= shards) throw new Problem("not_found", `There is no such ${what}.`);
@@ -59,8 +59,11 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
     case "document.put":
       return shardOf(command.id, shards);
     case "task.heartbeat":
-    case "task.finish":
-      return known(parseTaskId(command.taskId)?.shard, "task");
+    case "task.finish": {
+      const shard = parseTaskId(command.taskId)?.shard;
+      if (shard === undefined || shard >= shards) throw new Problem("stale_token", "There is no such task.");
+      return shard;
+    }
   }
 }
 
@@ -103,8 +106,14 @@ export class CommandExecutor implements Executor<Command, Reply> {
   async execute(request: Routed<Command>): Promise<Reply> {
     const context = request.context as CommandContext;
     const { command } = request;
-    if (command.type === "cluster.get") return this.#get(request, context, command.id);
-    if (command.type === "job.get") return this.#getJob(request, context, command.jobId);
+    if (command.type === "cluster.get" || command.type === "job.get")
+      try {
+        return await (command.type === "cluster.get"
+          ? this.#get(request, context, command.id)
+          : this.#getJob(request, context, command.jobId));
+      } catch (error) {
+        throw this.#refused(error);
+      }
     if (command.type === "cluster.load") return this.#load(request, context, command.rows);
     const operation = this.#operation(command, request.shard, context);
     const { requestId, traceparent } = context;
@@ -135,12 +144,21 @@ export class CommandExecutor implements Executor<Command, Reply> {
         ...(await this.#ownerOf(request.shard, written)),
         servedBy: this.o.servedBy,
         ...(written.replayed ? { replayed: true } : {}),
-        ...this.#confirmation(request.shard, context, written),
+        ...(command.type === "job.tasks"
+          ? { confirm: () => void this.o.gate.held(request.shard) }
+          : this.#confirmation(request.shard, context, written)),
       };
     } catch (error) {
-      if (error instanceof Problem && error.code === "stale_token") this.o.onStaleFinish();
-      throw error instanceof Problem ? error.withOwner(this.o.site) : error;
+      if (command.type === "task.finish" && error instanceof Problem && error.code === "stale_token")
+        this.o.onStaleFinish();
+      const unread = command.type === "job.tasks" && error instanceof Problem && error.code === "outcome_unknown";
+      throw this.#refused(unread ? new Problem("no_lease", error.message, error.extras) : error);
     }
+  }
+
+  /** A refusal says who refused. */
+  #refused(error: unknown): unknown {
+    return error instanceof Problem ? error.by(this.o.site, this.o.servedBy) : error;
   }
 
   #operation(
@@ -213,7 +231,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
         ...this.#confirmation(request.shard, context, written),
       };
     } catch (error) {
-      throw error instanceof Problem ? error.withOwner(this.o.site) : error;
+      throw this.#refused(error);
     }
   }
 

@@ -196,13 +196,17 @@ export class Face implements Datacenter {
 
   async getCluster(context: RequestContext, id: string): Promise<Reply> {
     const shard = shardOf(id, this.#p.shards);
-    const waits = this.#p.restorer.isWaiting(shard, context.caller.tenant, id);
-    if (context.consistency === "owner" || waits) return this.execute(context, { type: "cluster.get", id });
+    const atOwner = (): Promise<Reply> => this.execute(context, { type: "cluster.get", id });
+    // Rows that are being restored are read where they are whole; looked at before and after, as a restore may begin meanwhile.
+    const waits = (): boolean => this.#p.restorer.isWaiting(shard, context.caller.tenant, id);
+    if (context.consistency === "owner") return atOwner();
     if (context.minPosition !== undefined) await this.#arrival.of(context.minPosition, context.deadline);
+    if (waits()) return atOwner();
     const row = await this.#p.queries.cluster(context.caller.tenant, id);
+    if (waits()) return atOwner();
     const owner = this.#p.map.get(shard)?.owner ?? null;
     if (row === undefined || row.deleted)
-      throw new Problem("not_found", `There is no cluster ${id}.`, owner === null ? {} : { owner });
+      throw new Problem("not_found", `There is no cluster ${id}.`, this.#localRead(shard));
     return { status: 200, body: clusterView(row, owner), version: row.version, ...this.#localRead(shard) };
   }
 
@@ -218,11 +222,11 @@ export class Face implements Datacenter {
     if (context.minPosition !== undefined) await this.#arrival.of(context.minPosition, context.deadline);
     const shard = parseJobId(id);
     if (shard === undefined || shard >= this.#p.shards) throw new Problem("not_found", `There is no job ${id}.`);
-    // Rows that are being restored are read where they are whole.
-    if (context.consistency === "owner" || this.#p.restorer.shardWaits(shard))
-      return this.execute(context, { type: "job.get", jobId: id });
+    const atOwner = (): Promise<Reply> => this.execute(context, { type: "job.get", jobId: id });
+    if (context.consistency === "owner" || this.#p.restorer.shardWaits(shard)) return atOwner();
     const job = await this.#p.queries.job(context.caller.tenant, id);
-    if (job === undefined) throw new Problem("not_found", `There is no job ${id}.`);
+    if (this.#p.restorer.shardWaits(shard)) return atOwner();
+    if (job === undefined) throw new Problem("not_found", `There is no job ${id}.`, this.#localRead(shard));
     return { status: 200, body: jobView(job), ...this.#localRead(job.shard) };
   }
 

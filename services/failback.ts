@@ -7,6 +7,9 @@ import { inStep, planFailback } from "./move-plan.js";
 import type { MovePlanner } from "./move-planner.js";
 
 const tickMs = 1_000;
+/** A shard that could not go is tried again after this, then after twice as long, up to a bound. */
+const againMs = 5_000;
+const maxAgainMs = 120_000;
 /** Takeovers that lie closer together than this count as one coming and going. */
 const flapWindowMinutes = 10;
 
@@ -20,6 +23,8 @@ export class Failback implements Service {
   readonly #planner: MovePlanner;
   readonly #stop = new AbortController();
   readonly #healthySince = new Map<SiteName, number>();
+  /** Shards whose move home was called off: not before this monotonic time. */
+  readonly #again = new Map<number, { readonly at: number; readonly waitMs: number }>();
   #loop: Promise<void> = Promise.resolve();
 
   constructor(parts: DatacenterParts, planner: MovePlanner) {
@@ -57,20 +62,28 @@ export class Failback implements Service {
     if (foreign.length === 0) return;
     const homes = await this.#planner.homes();
     for (const [dc, since] of this.#healthySince) {
-      const moves = planFailback(foreign, dc, homes);
+      const moves = planFailback(foreign, dc, homes).filter(({ shard }) => now >= (this.#again.get(shard)?.at ?? 0));
       if (moves.length === 0 || now - since < (await this.#stickyMs(dc))) continue;
       this.#p.log.info("fails back", { component: "failback", to: dc, shards: moves.length });
       await inStep(moves, async (move) => {
         if (this.#stop.signal.aborted || peers.state(dc) !== "serving") return;
-        await this.#p.switchover.move({
+        const result = await this.#p.switchover.move({
           shard: move.shard,
           to: dc,
           kind: "failback",
           reason: `${dc} is healthy again`,
           by: site,
         });
+        this.#tried(move.shard, result.kind === "moved");
       });
     }
+  }
+
+  /** A shard that can't go now is held again less and less often. */
+  #tried(shard: number, moved: boolean): void {
+    const waitMs = Math.min(maxAgainMs, 2 * (this.#again.get(shard)?.waitMs ?? againMs / 2));
+    if (moved) this.#again.delete(shard);
+    else this.#again.set(shard, { at: this.#p.time.monotonic() + waitMs, waitMs });
   }
 
   /** 20, 60, then 120 s (for a setting of 20 s), by how often the datacenter went away lately. */

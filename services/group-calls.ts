@@ -38,8 +38,10 @@ export function callsOf(o: {
       return result;
     },
     carry: async (part) => {
+      // Asked before it is kept: what closes the database after this is not lifted by the move.
+      const closing = map.get(part.shard as ShardId)?.closing ?? 0;
       await keep(part);
-      return null;
+      return closing;
     },
     opened: ({ shard, epoch: at, timeoutMs }) => heardOf(shard as ShardId, at, timeoutMs),
     positions: async () =>

@@ -11,6 +11,8 @@ export interface Inside {
   readonly wake?: readonly number[];
   /** shard, epoch, position, mark; flattened. */
   readonly marks?: readonly number[];
+  /** The log holds this message of the partition, and whoever reads it has not heard: partition, sequence. */
+  readonly tail?: readonly [number, number];
   /** Tasks that became available by a write of the sender. */
   readonly offered?: readonly OfferedTask[];
 }

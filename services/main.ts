@@ -2,59 +2,51 @@ import { systemRandom } from "../infra/random.js";
 import { systemTime } from "../infra/clock.js";
 import { readConfig, type Config } from "../infra/config.js";
 import { asError, FatalError } from "../infra/errors.js";
-import { createLogger, withoutSecrets } from "../infra/logger.js";
+import { createLogger, withoutSecrets, type Logger } from "../infra/logger.js";
 import { openTracing } from "../infra/tracing.js";
+import { readCommandLine, type CommandLine } from "./command-line.js";
 import { serve } from "./serve.js";
 import { initialise, planOf } from "./init.js";
 import { newGeneration } from "./new-generation.js";
 
 /** `serve` and `init`: what runs in production; the CLI starts it. */
 async function main(argv: readonly string[]): Promise<void> {
-  const [verb, ...rest] = argv;
-  const option = (name: string): string | undefined => {
-    const at = rest.indexOf(`--${name}`);
-    return at < 0 ? undefined : rest[at + 1];
-  };
-  const drainMs = option("drain-ms");
+  const line = readCommandLine(argv);
+  if (line.help !== null) return void process.stdout.write(line.help);
+  const { drainMs } = line;
   const environment = drainMs === undefined ? process.env : { ...process.env, HOTHOT_DRAIN_MS: drainMs };
-  const config = readConfig(environment, option("config") ?? process.env["HOTHOT_CONFIG"]);
-  const log = createLogger(config.logLevel, { site: config.site, node: config.node });
-  if (verb === "serve") {
-    const tracing = await openTracing({ environment, resource: resourceOf(config), time: systemTime, log });
-    await serve(config, log, systemTime, systemRandom, tracing).finally(() => tracing?.close());
-  } else if (verb === "init") {
-    const sites = (option("sites") ?? option("dcs") ?? config.site).split(",").filter((name) => name !== "");
-    const witnesses = (option("witness") ?? "").split(",").filter((name) => name !== "");
-    const whole = (name: string, fallback: number | undefined): number | undefined => {
-      const text = option(name);
-      if (text === undefined) return fallback;
-      if (!/^[1-9][0-9]{0,5}$/.test(text))
-        throw new FatalError(
-          "wrong_usage",
-          `--${name} must be a whole number from 1, got '${text}'`,
-          "See `hothot init --help`.",
-        );
-      return Number(text);
-    };
-    if (rest.includes("--new-generation")) {
-      const lost = await newGeneration(config, { datacenters: sites, witnesses }, log);
-      log.info("a new log generation begins with this datacenter's copy", {
-        generation: config.logGeneration,
-        sites,
-        witnesses,
-        tookOver: lost,
-      });
-      return;
+  const config = readConfig(environment, line.config ?? process.env["HOTHOT_CONFIG"]);
+  const log = createLogger(config.logLevel, { site: config.site, node: config.node }, line.json ? "stderr" : "stdout");
+  if (line.verb === "init") return init(config, line, log);
+  const tracing = await openTracing({ environment, resource: resourceOf(config), time: systemTime, log });
+  await serve(config, log, systemTime, systemRandom, tracing).finally(() => tracing?.close());
+}
+
+async function init(config: Config, line: CommandLine, log: Logger): Promise<void> {
+  const { witnesses } = line;
+  const sites = line.sites ?? [config.site];
+  const show = (what: object): void => {
+    if (line.json) process.stdout.write(`${JSON.stringify(what)}\n`);
+  };
+  if (line.newGeneration) {
+    const plan = { generation: config.logGeneration, sites, witnesses };
+    if (line.dryRun) {
+      log.info("a new log generation would begin with this datacenter's copy", plan);
+      return show({ ...plan, created: false });
     }
-    const plan = planOf({ datacenters: sites, witnesses }, whole("shards", 64) ?? 64, whole("partitions", undefined));
-    const created = await initialise(config, plan, log);
-    log.info(created ? "the group's log was created" : "the group's log is there already", {
-      sites,
-      witnesses,
-      shards: plan.shards,
-      partitions: plan.partitions,
-    });
-  } else throw new FatalError("wrong_usage", `there is no verb '${verb ?? ""}'`, "Use `serve` or `init`.");
+    const tookOver = await newGeneration(config, { datacenters: sites, witnesses }, log);
+    log.info("a new log generation begins with this datacenter's copy", { ...plan, tookOver });
+    return show({ ...plan, created: true, tookOver });
+  }
+  const plan = planOf({ datacenters: sites, witnesses }, line.shards, line.partitions);
+  const fields = { sites, witnesses, shards: plan.shards, partitions: plan.partitions };
+  if (line.dryRun) {
+    log.info("the group's log would be created, unless it is there already", fields);
+    return show({ ...fields, created: false });
+  }
+  const created = await initialise(config, plan, log);
+  log.info(created ? "the group's log was created" : "the group's log is there already", fields);
+  show({ ...fields, created });
 }
 
 /** What the process calls itself in traces. */

@@ -83,6 +83,8 @@ export class Moves {
       if (first !== undefined) return this.#replay(first, print);
     }
     const moves = await this.#planner.plan(kind, request, context.deadline);
+    // What a process ran that is gone for good holds up nobody.
+    for (const lost of await this.#store.endLost(false)) this.onEnd(lost);
     const busy = new Set(
       (await this.#store.running()).flatMap((stored) =>
         (this.#running.get(stored.id)?.operation ?? stored).shards

@@ -42,6 +42,8 @@ export const beginningOf = ({ id, kind, shards, by, startedAt }: LongOperation):
 
 const kept = 200;
 
+const lost = "'the process that ran it stopped'";
+
 /** Long operations of a datacenter: any of its processes shows and cancels them, the one that began each carries it out. */
 export class OperationStore {
   constructor(
@@ -101,7 +103,11 @@ export class OperationStore {
   /** Those whose process is gone did not end: they say so. `own`: this process has begun none yet. */
   async endLost(own: boolean): Promise<LongOperation[]> {
     const { rows } = await this.database.pool.query<{ body: LongOperation }>(
-      `UPDATE operations o SET body = body || jsonb_build_object('status', 'failed', 'error', 'the process that ran it stopped')
+      `UPDATE operations o SET body = body || jsonb_build_object('status', 'failed', 'error', ${lost},
+         'finishedAt', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+         'shards', (SELECT coalesce(jsonb_agg(CASE WHEN s ->> 'status' IN ('waiting', 'running')
+             THEN s || jsonb_build_object('status', 'failed', 'error', ${lost}) ELSE s END ORDER BY n), '[]')
+           FROM jsonb_array_elements(body -> 'shards') WITH ORDINALITY AS e (s, n)))
        WHERE body ->> 'status' = 'running' AND CASE WHEN coalesce(node, $1) = $1 THEN $3
          ELSE NOT EXISTS (SELECT 1 FROM nodes n WHERE n.node = o.node AND seen_at > clock_timestamp() - $2 * interval '1 millisecond') END
        RETURNING body`,

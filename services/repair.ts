@@ -2,7 +2,7 @@ import { pack, unpack } from "msgpackr";
 import type { Time } from "../infra/clock.js";
 import { asError, Problem } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import type { Messenger } from "../infra/nats/messaging.js";
+import { NoResponders, type Messenger } from "../infra/nats/messaging.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import type { ShardDigest } from "../replication/digest.js";
@@ -85,13 +85,13 @@ export class Repairer implements Service {
     this.#unsubscribe = this.#o.messenger.subscribe(
       subject(this.#o.group, this.#o.site),
       (message) => {
-        void this.#answer(unpack(message.data) as Question).then(
-          (answer) => message.respond(pack({ ok: answer })),
-          (error: unknown) => {
+        void this.#answer(unpack(message.data) as Question)
+          .then((answer) => message.respond(pack({ ok: answer })))
+          .catch((error: unknown) => {
+            // A cut that is too large for one message is asked for again in parts.
             this.#log.warn("a repair's question can't be answered", { error: asError(error) });
             message.respond(pack({ failed: asError(error).message }));
-          },
-        );
+          });
       },
       { queue: "mend" },
     );
@@ -234,10 +234,17 @@ export class Repairer implements Service {
 
   async #ask<T>(dc: SiteName, question: Question, timeoutMs: number): Promise<T> {
     if (dc === this.#o.site) return (await this.#answer(question)) as T;
-    const data = await this.#o.messenger.request(subject(this.#o.group, dc), pack(question), timeoutMs);
-    const answer = unpack(data) as { readonly ok: T } | { readonly failed: string };
-    if ("failed" in answer) throw new Error(`${dc}: ${answer.failed}`);
-    return answer.ok;
+    const changes = question.kind === "mend" || question.kind === "recopy";
+    let answer: { readonly ok: T } | { readonly failed: string };
+    try {
+      const data = await this.#o.messenger.request(subject(this.#o.group, dc), pack(question), timeoutMs);
+      answer = unpack(data) as typeof answer;
+    } catch (error) {
+      const unknown = changes && !(error instanceof NoResponders);
+      throw new Problem(unknown ? "outcome_unknown" : "owner_unreachable", `${dc} does not answer.`, { cause: error });
+    }
+    if ("ok" in answer) return answer.ok;
+    throw new Problem(changes ? "outcome_unknown" : "owner_unreachable", `${dc} says: ${answer.failed}`);
   }
 }
 

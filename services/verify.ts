@@ -5,14 +5,16 @@ import type { Logger } from "../infra/logger.js";
 import type { Messenger } from "../infra/nats/messaging.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
-import { digestRows, digestShards, type ShardDigest } from "../replication/digest.js";
+import { digestBuckets, digestRows, digestShards, type ShardDigest } from "../replication/digest.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
 import type { VerifyLine } from "./api.js";
 
 const subject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.digest`;
 type Question =
   | { readonly shards: readonly number[] | null }
-  | { readonly rows: number }
+  /** Digests of a shard's buckets; of the rows of one bucket. */
+  | { readonly buckets: number }
+  | { readonly rows: number; readonly bucket: number }
   /** Put the digests of your shards into the log. */
   | { readonly tell: readonly number[] };
 
@@ -49,10 +51,9 @@ export class Verifier implements Service {
     this.#unsubscribe = this.o.messenger.subscribe(
       subject(this.o.group, this.o.site),
       (message) => {
-        void this.#answer(unpack(message.data) as Question).then(
-          (answer) => message.respond(pack(answer)),
-          (error: unknown) => this.o.log.warn("a digest could not be given", { error: asError(error) }),
-        );
+        void this.#answer(unpack(message.data) as Question)
+          .then((answer) => message.respond(pack(answer)))
+          .catch((error: unknown) => this.o.log.warn("a digest could not be given", { error: asError(error) }));
       },
       { queue: "digest" },
     );
@@ -163,13 +164,18 @@ export class Verifier implements Service {
     return lines;
   }
 
+  /** The ids of some clusters that differ. */
   async #differing(shard: number, owner: SiteName, other: SiteName): Promise<string[]> {
-    const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[string, number][]>(dc, { rows: shard })));
-    const here = new Map(a);
-    const there = new Map(b);
-    return [...new Set([...here.keys(), ...there.keys()])]
-      .filter((id) => here.get(id) !== there.get(id))
-      .slice(0, idsNamed);
+    const pair = async <K>(question: Question): Promise<K[]> => {
+      const [a, b] = await Promise.all([owner, other].map((dc) => this.#ask<[K, number][]>(dc, question)));
+      return differingKeys(new Map(a), new Map(b));
+    };
+    const ids: string[] = [];
+    for (const bucket of await pair<number>({ buckets: shard })) {
+      ids.push(...(await pair<string>({ rows: shard, bucket })));
+      if (ids.length >= idsNamed) break;
+    }
+    return ids.slice(0, idsNamed);
   }
 
   async #ask<T>(dc: SiteName, question: Question): Promise<T> {
@@ -179,10 +185,14 @@ export class Verifier implements Service {
 
   async #answer(question: Question): Promise<unknown> {
     if ("tell" in question) return [...(await this.o.tell(question.tell as ShardId[]))];
-    if ("rows" in question) return [...(await digestRows(this.o.database, question.rows))];
+    if ("buckets" in question) return [...(await digestBuckets(this.o.database, question.buckets))];
+    if ("rows" in question) return [...(await digestRows(this.o.database, question.rows, question.bucket))];
     return digestShards(this.o.database, question.shards);
   }
 }
+
+const differingKeys = <K>(here: ReadonlyMap<K, number>, there: ReadonlyMap<K, number>): K[] =>
+  [...new Set([...here.keys(), ...there.keys()])].filter((key) => here.get(key) !== there.get(key));
 
 const isComparedAt = (digest: ShardDigest, truth: ShardDigest | undefined, position: number): boolean =>
   digest.comparedEpoch === truth?.epoch && digest.comparedPosition >= position;

@@ -28,6 +28,29 @@ export interface CoordinatorOptions {
   readonly setNumber: () => number;
 }
 
+/** Hears the group's heartbeats in a process that does not give its site's word: who lives, and what others could open. */
+export class Hearing implements Service {
+  readonly name = "hearing";
+  readonly #o: Pick<CoordinatorOptions, "group" | "messenger" | "peers" | "setNumber" | "onNewerSet">;
+  #unsubscribe: (() => void) | undefined;
+
+  constructor(options: Pick<CoordinatorOptions, "group" | "messenger" | "peers" | "setNumber" | "onNewerSet">) {
+    this.#o = options;
+  }
+
+  async start(): Promise<void> {
+    this.#unsubscribe = this.#o.messenger.subscribe(heartbeatSubject(this.#o.group), ({ data }) => {
+      const { report, heartbeat } = unpack(data) as HeartbeatMessage;
+      this.#o.peers.heard(report);
+      if (heartbeat.set > this.#o.setNumber()) this.#o.onNewerSet(heartbeat.set);
+    });
+  }
+
+  async stop(): Promise<void> {
+    this.#unsubscribe?.();
+  }
+}
+
 /** Gives the site's word: hears heartbeats, answers them, and votes; by one process of a site at a time (rule c). */
 export class Coordinator implements Service {
   readonly name = "coordinator";

@@ -5,7 +5,7 @@ export { shardStates, shardTransitions, type ShardState } from "./states.js";
 export { Lease, majority, promisesNeeded } from "./lease.js";
 export { LeaseKeeper } from "./lease-keeper.js";
 export { SiteWord } from "./site-word.js";
-export { Coordinator } from "./coordinator.js";
+export { Coordinator, Hearing } from "./coordinator.js";
 export { TakeoverWatch } from "./takeover.js";
 export { Switchover, type MoveRequest, type MoveResult } from "./switchover.js";
 export { LeaderKeeper } from "./leader-keeper.js";

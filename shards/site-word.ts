@@ -67,8 +67,10 @@ export class SiteWord {
   readonly #promises = new Map<SiteName, number>();
   /** Nothing is promised until then, since an operator forces a takeover (monotonic). */
   readonly #denied = new Map<SiteName, number>();
-  /** Largest incarnation heard, by datacenter. */
+  /** Largest incarnation heard, by datacenter; also while the site is silent. */
   readonly #incarnations = new Map<SiteName, number>();
+  /** Of each node of a datacenter the last promise, and the incarnation under which it asked. */
+  readonly #nodes = new Map<SiteName, Map<string, { readonly incarnation: number; readonly until: number }>>();
   #votes = new Map<SiteName, Vote>();
   /** The coordinator's lock is held until here (monotonic). */
   #heldUntil = -Infinity;
@@ -94,6 +96,7 @@ export class SiteWord {
       this.#loaded = false;
       this.#heldUntil = -Infinity;
       this.#promises.clear();
+      this.#nodes.clear();
       this.#votes = await this.#o.votes.load();
       this.#loaded = true;
       this.#speaksFrom = this.#o.clock.monotonic() + this.silenceMs;
@@ -108,6 +111,7 @@ export class SiteWord {
     this.#speaksFrom = Infinity;
     this.#loaded = false;
     this.#promises.clear();
+    this.#nodes.clear();
   }
 
   get speaks(): boolean {
@@ -119,12 +123,14 @@ export class SiteWord {
 
   /** @returns undefined while the site is silent, or hears of another site set. */
   heartbeat(heartbeat: Heartbeat): SiteAnswer | undefined {
+    const newest = Math.max(this.#incarnations.get(heartbeat.dc) ?? 0, heartbeat.incarnation);
+    this.#incarnations.set(heartbeat.dc, newest);
     if (!this.speaks || heartbeat.set !== this.#o.setNumber()) return undefined;
-    if (this.#o.clock.monotonic() < (this.#denied.get(heartbeat.dc) ?? -Infinity)) return undefined;
-    // Of two databases that both believe to be a datacenter's, only the newer one's nodes are promised anything (rule i).
-    const newest = this.#incarnations.get(heartbeat.dc) ?? 0;
-    if (heartbeat.incarnation < newest) return undefined;
-    this.#incarnations.set(heartbeat.dc, heartbeat.incarnation);
+    const now = this.#o.clock.monotonic();
+    if (now < (this.#denied.get(heartbeat.dc) ?? -Infinity)) return undefined;
+    // Of two databases that both believe to be a datacenter's, only the newer one's nodes are promised anything (rule i), and
+    // nothing before the others' last promises are over: they may serve from the older one until then.
+    if (heartbeat.incarnation < newest || this.#servesOlder(heartbeat, now)) return undefined;
     if ((heartbeat.acks[this.#o.site]?.[0] ?? 0) > this.#o.incarnation()) {
       // Somebody has met a newer database of this very site: this process speaks for an older one.
       this.lockLost();
@@ -136,8 +142,18 @@ export class SiteWord {
       const [incarnation, number] = heartbeat.acks[this.#o.site] ?? [0, 0];
       if (incarnation !== answer.incarnation || number < vote.number) return { kind: "refusal", ...answer, vote };
     }
-    this.#promises.set(heartbeat.dc, this.#o.clock.monotonic() + this.#o.leaseMs);
+    const until = now + this.#o.leaseMs;
+    this.#promises.set(heartbeat.dc, until);
+    this.#nodes.get(heartbeat.dc)?.set(heartbeat.node, { incarnation: heartbeat.incarnation, until });
     return { kind: "promise", ...answer };
+  }
+
+  /** Another node of the datacenter has a promise under an earlier incarnation; those that are over are forgotten. */
+  #servesOlder({ dc, node, incarnation }: Heartbeat, now: number): boolean {
+    const nodes = this.#nodes.get(dc) ?? new Map<string, { readonly incarnation: number; readonly until: number }>();
+    this.#nodes.set(dc, nodes);
+    for (const [name, promise] of nodes) if (now >= promise.until) nodes.delete(name);
+    return [...nodes].some(([name, promise]) => name !== node && promise.incarnation < incarnation);
   }
 
   /** Milliseconds until the last promise to the datacenter has run out; 0 when none holds. */

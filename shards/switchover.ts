@@ -41,8 +41,8 @@ export interface SwitchoverOptions {
   readonly hold: (node: string, head: Head, timeoutMs: number) => Promise<void>;
   /** The log holds all of the epoch. */
   readonly flush: (head: Head, deadline: number) => Promise<boolean>;
-  /** Task progress of running jobs is stored at the target, tied to the epoch that comes. */
-  readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<void>;
+  /** Task progress of running jobs is stored at the target, tied to the epoch that comes. @returns the closing that the target knows (rule i) */
+  readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<number>;
   /** The target serves the shard in this epoch. */
   readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
 }
@@ -113,12 +113,16 @@ export class Switchover {
     if (started === null) return { kind: "called_off", why: "the shard is not owned and confirmed here any more" };
     const { head } = started;
     map.adopt(head);
+    let closing = 0;
     try {
       await Promise.all(started.nodes.map((node) => this.#hold(node, head)));
       phase("hold", began);
       // Nothing of the shard changes any more: both ends of the way are made ready side by side.
       const ready = time.monotonic();
-      const carried = this.#o.carry(head, to, carryMs).then(() => phase("carry", ready));
+      const carried = this.#o.carry(head, to, carryMs).then((known) => {
+        closing = known;
+        phase("carry", ready);
+      });
       // Its failure is looked at below, when the log has the last write.
       carried.catch(() => undefined);
       if (!(await this.#o.flush(head, ready + flushMs)))
@@ -148,7 +152,7 @@ export class Switchover {
         reason: request.reason,
         by: request.by,
         sameTenure: true,
-        closing: 0,
+        closing,
         phasesMs: { ...phases },
       },
       opening + appendMs,

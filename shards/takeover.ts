@@ -228,6 +228,17 @@ export class TakeoverWatch implements Service {
     const votes = new Set<SiteName>();
     const bytes = pack(request);
     const others = votersOf(set).filter((name) => name !== target && name !== this.#o.site);
+    // Another process may give the own site's word; it is asked as those of other sites are.
+    const ask = (name: SiteName): Promise<SiteName> =>
+      this.#o.messenger
+        .request(voteSubject(this.#o.group, name), bytes, forced ? forcedVoteTimeoutMs : voteTimeoutMs)
+        .then((data) => (unpack(data) as { site: SiteName }).site);
+    const own = async (): Promise<boolean> =>
+      this.#o.word.speaks
+        ? (await castVote(this.#o.word, request, this.#o.time)) !== undefined
+        : (await ask(this.#o.site).catch(() => null)) === this.#o.site;
+    // Its last promise runs out while the others' do, wherever its word is given.
+    const early = forced && !this.#o.word.speaks ? own() : undefined;
     // The own site votes last, and only if that makes a majority: a vote has to be acknowledged by its target, also a useless one.
     const enough = await new Promise<boolean>((resolve) => {
       let open = others.length;
@@ -237,15 +248,14 @@ export class TakeoverWatch implements Service {
       };
       count();
       for (const name of others)
-        this.#o.messenger
-          .request(voteSubject(this.#o.group, name), bytes, forced ? forcedVoteTimeoutMs : voteTimeoutMs)
-          .then((data) => votes.add((unpack(data) as { site: SiteName }).site))
+        ask(name)
+          .then((site) => votes.add(site))
           .catch((error: unknown) => this.#log.debug("no vote", { of: name, error: asError(error) }))
           .finally(() => {
             open--;
             count();
           });
     });
-    return enough && (await castVote(this.#o.word, request, this.#o.time)) !== undefined;
+    return enough && (await (early ?? own()));
   }
 }

@@ -34,7 +34,7 @@ interface Subscribed {
 /** How often a connection that fell back to another server looks whether its own is there again. */
 const homeEveryMs = 2_000;
 /** What was asked on a connection that is left may still be answered for so long. */
-const lingerMs = 10_000;
+const lingerMs = 30_000;
 
 /** One connection to the group's NATS cluster: comes back by itself, through another server while its first is down. */
 export class NatsLink implements Link {
@@ -266,12 +266,23 @@ export class NatsLink implements Link {
   async #goHome(): Promise<void> {
     const next = await connect({ ...this.#options, servers: [...this.#servers], reconnect: true });
     if (this.#closed || next.getServer() !== this.#servers[0]) return next.close();
+    try {
+      await this.#moveTo(next);
+    } catch (error) {
+      // It would connect again by itself, and take messages that nobody handles.
+      await next.close().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  async #moveTo(next: NatsConnection): Promise<void> {
     // Heard on both until the new ones are known everywhere: what comes meanwhile is taken from the old ones alone.
     let open = false;
     const moved = [...this.#subscribed].map((subscribed) => ({
       subscribed,
       subscription: listen(next, subscribed.subject, subscribed.queue, (message) => {
-        if (open) subscribed.handle(message);
+        // Of a queue's members only one gets it.
+        if (open || subscribed.queue !== undefined) subscribed.handle(message);
       }),
     }));
     const inbox = this.#openInbox(next);

@@ -87,10 +87,11 @@ export class Client {
       throw new Failure("outcome_unknown", "The answer was cut off.", { cause: error });
     }
     if (!response.ok) throw failureOf(response.status, parse(answer), answer);
-    return answer
-      .split("\n")
-      .filter((line) => line.trim() !== "")
-      .map((line) => JSON.parse(line) as T);
+    const linesOf = (whole: string): string[] => whole.split("\n").filter((line) => line.trim() !== "");
+    const results = linesOf(answer);
+    if (results.length !== linesOf(text).length)
+      throw new Failure("outcome_unknown", `The answer has ${results.length} lines for ${linesOf(text).length}.`);
+    return results.map((line) => JSON.parse(line) as T);
   }
 
   /** All items of a list, page by page; at most `limit` of them. */

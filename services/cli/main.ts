@@ -58,13 +58,17 @@ export function buildProgram(): Command {
 }
 
 function report(error: unknown, json: boolean): number {
+  const wrongUsage = (detail: string): 2 => {
+    if (json) printJson({ code: "wrong_usage", detail });
+    return 2;
+  };
   if (error instanceof CommanderError) {
     // Help that was asked for is an answer; commander has printed whatever there is to say.
-    return error.exitCode === 0 ? 0 : 2;
+    return error.exitCode === 0 ? 0 : wrongUsage(error.message);
   }
   if (error instanceof UsageError) {
     process.stderr.write(`hothot: usage: ${error.message}\n`);
-    return 2;
+    return wrongUsage(error.message);
   }
   if (error instanceof Failure || error instanceof FatalError) {
     process.stderr.write(
@@ -72,7 +76,7 @@ function report(error: unknown, json: boolean): number {
     );
     const problem = error instanceof Failure ? error.problem : undefined;
     if (json) printJson(problem ?? { code: error.code, detail: error.message });
-    return 1;
+    return error instanceof FatalError && error.code === "bad_option" ? 2 : 1;
   }
   const unexpected = asError(error);
   process.stderr.write(`hothot: internal: ${unexpected.stack ?? unexpected.message}\n`);

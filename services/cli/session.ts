@@ -37,12 +37,13 @@ export class Session {
     return named === undefined ? path.join(checkout, ".hothot") : path.resolve(named);
   }
 
-  /** The local stack, unless a server was named instead. */
+  /** The local stack, unless a server was named instead. @throws FatalError no_stack where a folder was named that has none */
   get stack(): LocalStack | undefined {
     if (this.#stack === null) {
       const elsewhere =
         this.#options.url !== undefined || (this.#options.dir === undefined && given("HOTHOT_URL") !== undefined);
-      this.#stack = elsewhere ? undefined : LocalStack.find(this.dir);
+      const named = this.#options.dir !== undefined;
+      this.#stack = elsewhere ? undefined : named ? LocalStack.open(this.dir) : LocalStack.find(this.dir);
     }
     return this.#stack;
   }

@@ -91,7 +91,7 @@ async function importClusters(session: Session, options: ImportOptions, file: st
   const started = journal?.done ?? { line: 0, byte: 0 };
   if (started.line > 0) session.say(`goes on behind line ${started.line}\n`);
   const rejects =
-    options.rejects === undefined
+    options.rejects === undefined || session.dryRun
       ? undefined
       : createWriteStream(options.rejects, { flags: started.line > 0 ? "a" : "w" });
   const total = path === undefined ? undefined : statSync(path).size;
@@ -114,9 +114,7 @@ async function importClusters(session: Session, options: ImportOptions, file: st
       const line = slice.first + result.line;
       rejected++;
       if (refused.length < 1000) refused.push({ ...result, line });
-      rejects?.write(
-        `${JSON.stringify({ line, code: result.code, detail: result.detail ?? "", input: slice.lines[result.line - 1] ?? "" })}\n`,
-      );
+      rejects?.write(`${JSON.stringify({ ...result, line, input: slice.lines[result.line - 1] ?? "" })}\n`);
       process.stderr.write(`line ${line}: ${result.code}: ${result.detail ?? ""}\n`);
     }
     journal?.reached({ line: slice.first + slice.lines.length, byte: slice.endByte });

@@ -62,6 +62,7 @@ export async function run(argv: readonly string[]): Promise<number> {
     process.stderr.write(
       `demo: ${failure.message}\n${failure instanceof FatalError ? `${failure.wayOut}\n` : `${failure.stack ?? ""}\n`}`,
     );
+    if (options.json) process.stdout.write(`${JSON.stringify({ ok: false, error: failure.message })}\n`);
     return 1;
   } finally {
     await demo.end();

@@ -12,7 +12,8 @@ import { Resume } from "../../replication/resume.js";
 import { ShardLog } from "../../replication/shard-log.js";
 import { Writer, type WriterEvents } from "../../replication/writer.js";
 import { Changes } from "../../routing/changes.js";
-import { partitionOf, type Epoch, type Position, type ShardId } from "../../shards/ids.js";
+import { partitionOf, type Epoch, type Partition, type Position, type ShardId } from "../../shards/ids.js";
+import { Hearing } from "../../shards/coordinator.js";
 import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
 import { ShardMap } from "../../shards/map.js";
@@ -168,6 +169,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
       const partition = partitionOf(shard, partitions);
       applier.push(partition, { sequence, shard, data: bytes });
       hints.add(partition, sequence, shard, bytes);
+      if (!replicator.holding) inside.send({ tail: [partition, sequence] });
     },
     epochEnds: ground.epochEnds,
   });
@@ -273,6 +275,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
   function heard(message: Inside): void {
     if (message.heads !== undefined) void view.refresh().catch(() => undefined);
     for (const shard of message.wake ?? []) publisher.wake(shard as ShardId);
+    if (message.tail !== undefined) applier.hint(message.tail[0] as Partition, message.tail[1]);
     const marks = message.marks ?? [];
     for (let i = 0; i + 2 < marks.length; i += 3)
       publisher.observeMark(marks[i] as ShardId, marks[i + 1] as Epoch, marks[i + 2] as Position);
@@ -340,9 +343,10 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
       housekeeping,
       restorer,
       leases,
-      ...(roles.coordinator ? [coordinator] : []),
-      ...(roles.replicator ? [replicator, resume, giveAway] : []),
-      ...(roles.coordinator ? [takeovers, leaderKeeper] : []),
+      roles.coordinator ? coordinator : new Hearing({ ...ground, messenger: ground.heartbeats, peers }),
+      // What acts for its datacenter holds the replicator's lock.
+      ...(roles.replicator ? [replicator, resume, giveAway, leaderKeeper] : []),
+      ...(roles.coordinator ? [takeovers] : []),
     ],
     /** For a process that ends before its services have started. */
     abandon: () => stopped.abort(),

@@ -77,8 +77,8 @@ export interface Ground extends WordGround {
   readonly epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   /** Meets the own database again, however long that takes. @returns false when the process stops instead */
   readonly meetAgain: () => Promise<boolean>;
-  /** Task progress of the shard's running jobs is stored at the target. */
-  readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<void>;
+  /** Task progress of the shard's running jobs is stored at the target. @returns the closing that the target knows (rule i) */
+  readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<number>;
   /** Whether the target serves the shard in this epoch, in time. */
   readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
   readonly events: EngineEvents;

@@ -35,7 +35,11 @@ export function sendProblem(response: ServerResponse, error: unknown, requestId:
   const headers: OutgoingHttpHeaders = { "X-Request-Id": requestId };
   const retryAfter = problem.retryAfterSeconds ?? (problem.status === 503 || problem.status === 429 ? 1 : undefined);
   if (retryAfter !== undefined) headers["Retry-After"] = Math.max(1, Math.ceil(retryAfter));
-  if (problem.owner !== undefined) headers["Hothot-Owner"] = problem.owner;
+  const { owner, servedBy, lagMs, stale } = problem.extras;
+  if (owner !== undefined) headers["Hothot-Owner"] = owner;
+  if (servedBy !== undefined) headers["Hothot-Served-By"] = servedBy;
+  if (lagMs !== undefined) headers["Hothot-Lag-Ms"] = Math.max(0, Math.round(lagMs));
+  if (stale === true) headers["Hothot-Stale"] = "true";
   if (problem.code === "unauthorized") headers["WWW-Authenticate"] = "Bearer";
   write(
     response,
@@ -48,6 +52,9 @@ export function sendProblem(response: ServerResponse, error: unknown, requestId:
 }
 
 function problemOf(error: unknown, method: string | undefined): Problem {
+  // Who is outside the group can't route again: the shard's next owner is known in a moment.
+  if (error instanceof Problem && error.code === "not_owner")
+    return new Problem("shard_moving", error.message, error.extras);
   if (error instanceof Problem) return error;
   if (!isAway(error)) return new Problem("internal");
   const away = awayProblem(error);

@@ -93,7 +93,7 @@ function responses(route: Route, put: Put): Record<string, unknown> {
     const schema = typeof shape === "string" ? { type: "string" } : shape === null ? undefined : put(shape, "output");
     out[status] = {
       description: status === "503" ? "Not ready" : "Done",
-      headers: answerHeaders(route),
+      headers: answerHeaders(route, status),
       ...(schema === undefined ? undefined : { content: { [type]: { schema } } }),
     };
   }
@@ -104,7 +104,7 @@ function responses(route: Route, put: Put): Record<string, unknown> {
       : [
           ...everywhere,
           ...guarded,
-          ...(route.write === true ? (["quota_exceeded"] as const) : []),
+          ...(route.write === true ? (["quota_exceeded", "idempotency_key_reused"] as const) : []),
           ...(hasBody ? withBody : []),
           ...(route.problems ?? []),
         ],
@@ -115,32 +115,59 @@ function responses(route: Route, put: Put): Record<string, unknown> {
     if (out[status] !== undefined) continue;
     out[status] = {
       description: list.map((code) => `\`${code}\`: ${problems[code].meaning}`).join(" "),
-      ...(status === 503 || status === 429
-        ? { headers: { "Retry-After": { description: "Seconds", schema: { type: "integer" } } } }
-        : undefined),
+      headers: {
+        ...requestHeaders,
+        ...(isOfShard(route) ? ownerHeader : undefined),
+        ...(isRead(route) ? copyHeaders : undefined),
+        ...(status === 405 ? { Allow: header("Methods that the path has") } : undefined),
+        ...(status === 503 || status === 429
+          ? { "Retry-After": { description: "Seconds", schema: { type: "integer" } } }
+          : undefined),
+      },
       content: { "application/problem+json": { schema: put(problem, "output") } },
     };
   }
   return out;
 }
 
-function answerHeaders(route: Route): Record<string, unknown> {
-  const header = (description: string) => ({ description, schema: { type: "string" } });
+const header = (description: string) => ({ description, schema: { type: "string" } });
+const requestHeaders = {
+  "X-Request-Id": header("Finds the log lines of this request"),
+  "Hothot-Served-By": header("<dc>/<node> that did the work"),
+};
+const ownerHeader = { "Hothot-Owner": header("The shard's owner; on a write, in the epoch of the position") };
+const copyHeaders = {
+  "Hothot-Lag-Ms": { description: "How far the copy is behind, milliseconds", schema: { type: "integer" } },
+  "Hothot-Stale": header("true when the copy may not be current"),
+};
+
+/** Carried out at a shard's owner, or read from a copy of one. */
+const isOfShard = (route: Route): boolean =>
+  route.lane === "work" && (["clusters", "jobs", "workers"] as const).some((tag) => tag === tagOf(route));
+const isRead = (route: Route): boolean => isOfShard(route) && route.method === "GET";
+
+function answerHeaders(route: Route, status: string): Record<string, unknown> {
+  const made = status === "201" || status === "202";
   return {
-    "X-Request-Id": header("Finds the log lines of this request"),
-    ...(route.lane === "work" || route.lane === "poll"
-      ? { "Hothot-Served-By": header("<dc>/<node> that did the work") }
-      : undefined),
+    ...requestHeaders,
+    ...(isOfShard(route) ? ownerHeader : undefined),
+    ...(isRead(route) ? copyHeaders : undefined),
     ...(route.write === true
       ? {
-          "Hothot-Owner": header("The owner in the epoch of the position"),
-          "Hothot-Position": header("<shard>:<epoch>:<position>, for Hothot-Min-Position"),
+          ...(isOfShard(route)
+            ? { "Hothot-Position": header("<shard>:<epoch>:<position>, for Hothot-Min-Position") }
+            : undefined),
           "Idempotency-Replayed": header("true when this is the first answer again"),
         }
       : undefined),
-    ...(route.path === "/v1/clusters/{id}" ? { ETag: header("The version, in double quotes") } : undefined),
+    ...(route.write === true && route.method === "POST" && made ? { Location: header("Where it is") } : undefined),
+    ...(/^\/v1\/clusters(\/\{id\})?$/.test(route.path) && status !== "204" && !isList(route)
+      ? { ETag: header("The version, in double quotes") }
+      : undefined),
   };
 }
+
+const isList = (route: Route): boolean => route.method === "GET" && !route.path.includes("{");
 
 function parameters(schema: z.ZodType | undefined, where: "path" | "query"): unknown[] {
   if (schema === undefined) return [];

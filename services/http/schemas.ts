@@ -128,7 +128,8 @@ export const takeTasks = z.strictObject({
   labels: labels.optional(),
 });
 
-const token = z.string().min(1, "must not be empty").max(256);
+/** Any text: what is not the running attempt's token is a stale one. */
+const token = z.string();
 export const heartbeatTask = z.strictObject({ token, workerId });
 export const finishTask = z.strictObject({
   token,

@@ -186,6 +186,9 @@ function listener(
   );
 
   return (request, response) => {
+    // The router would answer it by itself.
+    if (request.method === "OPTIONS")
+      return void exchange(shared, unrouted(routes, request, response), request, response, undefined);
     // The types of express ask for its own request; its router needs only node's.
     const route = router as unknown as (a: IncomingMessage, b: ServerResponse, done: (error?: unknown) => void) => void;
     route(request, response, (error) => {

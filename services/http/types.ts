@@ -121,13 +121,21 @@ export type BulkRow =
 
 /** A line of a bulk answer. */
 export type BulkLine =
-  | { readonly line: number; readonly id: string; readonly status: number; readonly version: number }
+  | {
+      readonly line: number;
+      readonly id: string;
+      readonly status: number;
+      readonly version: number;
+      /** The first answer again. */
+      readonly replayed?: true;
+    }
   | {
       readonly line: number;
       readonly id?: string;
       readonly status: number;
       readonly code: ProblemCode;
       readonly detail: string;
+      readonly replayed?: never;
     };
 
 /** Features that a datacenter may have beside `Datacenter`. A route whose method is missing answers `not_found`. */

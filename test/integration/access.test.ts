@@ -261,10 +261,10 @@ describe("access", () => {
     });
     listening.catch(() => undefined);
     await stack.until(() => heard.includes("retry:"), 5_000, "events flow");
-    // Of shards that east owns, so that the events are made there.
+    // In another datacenter's shards, where the events are made.
     const start = async (token: string, name: string): Promise<void> => {
-      const made = body(await on("east", "POST", "/v1/clusters", token, { name, spec: { nodes: ["n"] } }), 201);
-      body(await on("east", "POST", `/v1/clusters/${String(made["id"])}/operations`, token, { type: "create" }), 202);
+      const made = body(await on("west", "POST", "/v1/clusters", token, { name, spec: { nodes: ["n"] } }), 201);
+      body(await on("west", "POST", `/v1/clusters/${String(made["id"])}/operations`, token, { type: "create" }), 202);
     };
     await start(one, "theirs");
     await start(two, "mine");

@@ -63,11 +63,15 @@ describe("the command line", () => {
     ["simulate", "cut"],
     ["simulate", "cut", "--link", "east"],
     ["simulate", "crash"],
+    ["up", "--dcs", "East", "--dir", "/nowhere"],
+    ["up", "--bogus", "--json"],
+    ["repair", "--json"],
   ]) {
     it(`wrong usage, exit code 2: hothot ${args.join(" ")}`, async () => {
       const { code, stdout, stderr } = await runCli(args, { HOTHOT_URL: url });
       assert.equal(code, 2, stderr);
-      assert.equal(stdout, "");
+      if (args.includes("--json")) assert.equal((JSON.parse(stdout) as { code: string }).code, "wrong_usage");
+      else assert.equal(stdout, "");
       assert.notEqual(stderr, "");
     });
   }
@@ -98,10 +102,10 @@ describe("the command line", () => {
     const cases: [string, string[]][] = [
       ["no_stack", ["down", "--dir", path.join(dir, "none")]],
       ["no_stack", ["simulate", "crash", "east", "--dir", path.join(dir, "none")]],
+      ["no_stack", ["status", "--dir", path.join(dir, "none")]],
       ["unreachable", ["shards", "--url", "http://127.0.0.1:1"]],
       ["not_writable", ["up", "--detach", "--dir", path.join(process.execPath, "below-a-file")]],
       ["not_writable", ["up", "--detach", "--dir", "/proc/nowhere"]],
-      ["bad_option", ["up", "--detach", "--dcs", "East", "--dir", path.join(dir, "none")]],
     ];
     for (const [expected, args] of cases) {
       const { code, stderr } = await runCli(args);

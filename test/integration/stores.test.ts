@@ -4,6 +4,7 @@ import { systemTime } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
 import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
+import { TooLarge, type Message, type Messenger } from "../../infra/nats/messaging.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
 import type { Chunk, Folded } from "../../replication/copy-source.js";
@@ -28,6 +29,7 @@ import { epoch, partition, position, shardId, type ShardId } from "../../shards/
 import type { Head } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
+import { Verifier } from "../../services/verify.js";
 import { OperationStore, type LongOperation } from "../../services/operation-store.js";
 import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
 import { freshDatabase, startPostgres, type TestPostgres } from "../harness/servers.js";
@@ -691,6 +693,80 @@ test("a shard's digest is taken from its own jobs alone", async () => {
   }
 });
 
+test("verify names what differs in a shard of any size, in messages that fit", async () => {
+  const names = ["east", "west"];
+  const databases = await Promise.all(
+    names.map(
+      async (name) => new Database({ url: await freshDatabase(server), log: silentLogger, connections: 2, name }),
+    ),
+  );
+  const handlers = new Map<string, (message: Message) => void>();
+  const messenger: Messenger = {
+    publish: () => assert.fail("nothing is published"),
+    subscribe: (subject, handler) => {
+      handlers.set(subject, handler);
+      return Object.assign(() => undefined, { drain: () => Promise.resolve() });
+    },
+    request: (subject, data) =>
+      new Promise((resolve, reject) => {
+        const respond = (answer: Uint8Array): void =>
+          answer.length > 1_000_000 ? reject(new TooLarge(subject, answer.length)) : resolve(answer);
+        handlers.get(subject)?.({ subject, data, respond });
+      }),
+  };
+  const verifiers = names.map(
+    (name, index) =>
+      new Verifier({
+        group: "test",
+        site: name,
+        shards: 1,
+        database: databases[index] as Database,
+        messenger,
+        time: systemTime,
+        log: silentLogger,
+        datacenters: () => names,
+        owner: () => "east",
+        onMismatch: () => undefined,
+        tell: () => Promise.resolve(new Map()),
+      }),
+  );
+  const at = async (index: number, sql: string): Promise<void> => void (await databases[index]?.pool.query(sql));
+  try {
+    for (const [index, verifier] of verifiers.entries()) {
+      await databases[index]?.migrate();
+      await at(index, "INSERT INTO partition_progress (partition) VALUES (0)");
+      await at(index, "INSERT INTO shard_head (shard, partition, revision) VALUES (0, 0, 0)");
+      await at(
+        index,
+        `INSERT INTO clusters SELECT '', 'a-cluster-with-a-usual-name-' || n, 0, 'active', 'n', '{}', '{}', '{}', NULL, 1, 'epoch', 'epoch', false, 1, n, 0
+         FROM generate_series(1, 40000) AS n`,
+      );
+      await at(index, `UPDATE clusters v SET digest = ${shapes.clusters.digest?.("v") ?? ""}`);
+      await databases[index]?.transaction((client) => resetDigest(client, 0));
+      await verifier.start();
+    }
+    const lines = async (): Promise<unknown[]> => {
+      const all: unknown[] = [];
+      for await (const { dc, equal, clusters } of verifiers[0]?.run(new AbortController().signal) ?? [])
+        all.push([dc, equal, [...clusters].sort()]);
+      return all;
+    };
+    assert.deepEqual(await lines(), [
+      ["east", true, []],
+      ["west", true, []],
+    ]);
+    const [changed, gone] = ["a-cluster-with-a-usual-name-17", "a-cluster-with-a-usual-name-39999"];
+    await at(1, `UPDATE clusters SET name = 'x' WHERE id = '${changed}'`);
+    await at(1, `DELETE FROM clusters WHERE id = '${gone}'`);
+    assert.deepEqual(await lines(), [
+      ["east", true, []],
+      ["west", false, [changed, gone]],
+    ]);
+  } finally {
+    await Promise.all(databases.map((database) => database.close()));
+  }
+});
+
 test("of the finishes that are kept, those of the shards asked for are due, the oldest first", async () => {
   const side = await onPostgres();
   const finishes = new FinishStore(side.database);
@@ -969,9 +1045,13 @@ test("a long operation is shown and cancelled by any process, and fails when its
       [operation("op-east-c"), async () => (await nodes.removeNode("n1"), two.endLost(false))],
     ] as const) {
       await one.begin(lost, null);
+      await one.save({ ...lost, shards: lost.shards.map((s, n) => (n === 0 ? { ...s, status: "complete" } : s)) });
       assert.deepEqual(
-        (await end()).map(({ id, status }) => [id, status]),
-        [[lost.id, "failed"]],
+        (await end()).map(({ id, status, finishedAt, shards }) => [
+          ...[id, status, finishedAt !== null && Date.parse(finishedAt) > 0],
+          ...shards.map((shard) => shard.status),
+        ]),
+        [[lost.id, "failed", true, "complete", "failed"]],
       );
     }
   } finally {

@@ -108,7 +108,7 @@ export async function startNode(o: NodeParts) {
         }
       }
     },
-    carry: () => time.sleep(2),
+    carry: () => time.sleep(2).then(() => 0),
     opened: async () => true,
     events: {
       owned: () => undefined,

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { pack } from "msgpackr";
+import { Problem } from "../../infra/errors.js";
 import type { LoadRow } from "../../replication/load.js";
 import type { Reply, RequestContext } from "../../services/api.js";
 import { Bulk } from "../../services/bulk.js";
@@ -8,6 +9,14 @@ import type { BulkLine, BulkRow } from "../../services/http/types.js";
 import { ManualTime } from "../harness/manual-time.js";
 
 const maxMessage = 1_048_576;
+const keyed: RequestContext = {
+  requestId: "r",
+  caller: { tenant: "", principal: "anonymous" },
+  deadline: Number.MAX_SAFE_INTEGER,
+  durability: "local",
+  consistency: "local",
+  idempotencyKey: "k",
+};
 
 /** Sends rows of one shard, and gives what its owner was sent, in order. */
 async function sent(rows: readonly BulkRow[]): Promise<{ loads: (readonly LoadRow[])[]; lines: BulkLine[] }> {
@@ -22,19 +31,11 @@ async function sent(rows: readonly BulkRow[]): Promise<{ loads: (readonly LoadRo
     newId: () => "made",
     token: () => "token",
   });
-  const context: RequestContext = {
-    requestId: "r",
-    caller: { tenant: "", principal: "anonymous" },
-    deadline: Number.MAX_SAFE_INTEGER,
-    durability: "local",
-    consistency: "local",
-    idempotencyKey: "k",
-  };
   const lines: BulkLine[] = [];
   const given = (async function* () {
     yield* rows;
   })();
-  for await (const line of bulk.run(context, given, new AbortController().signal)) lines.push(line);
+  for await (const line of bulk.run(keyed, given, new AbortController().signal)) lines.push(line);
   return { loads, lines };
 }
 
@@ -64,4 +65,28 @@ test("rows go to their owner in messages that it takes, however many bytes their
       rows.map(({ line }) => [line, 201]),
     );
   }
+});
+
+test("what was sent before the body could not be read any more is told before the failure", async () => {
+  const bulk = new Bulk({
+    shards: 1,
+    time: new ManualTime(),
+    load: async (_context, _shard, load): Promise<Reply> => ({
+      ...{ status: 200, body: load.map(() => [201, 1]), servedBy: "west/n1" },
+    }),
+    newId: () => "made",
+    token: () => "token",
+  });
+  const given = (async function* (): AsyncGenerator<BulkRow> {
+    for (let line = 1; line <= 20_000; line++) yield { line, id: `c${line}`, fields: { name: "", spec: {} } };
+    throw new Problem("payload_too_large");
+  })();
+  const lines: BulkLine[] = [];
+  await assert.rejects(
+    async () => {
+      for await (const line of bulk.run(keyed, given, new AbortController().signal)) lines.push(line);
+    },
+    { code: "payload_too_large" },
+  );
+  assert.ok(lines.length > 10_000, `${lines.length} lines`);
 });

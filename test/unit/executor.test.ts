@@ -4,7 +4,7 @@ import { pack } from "msgpackr";
 import { Problem } from "../../infra/errors.js";
 import type { Written } from "../../replication/work.js";
 import type { Command } from "../../services/api.js";
-import { CommandExecutor, type CommandContext, type ExecutorOptions } from "../../services/executor.js";
+import { CommandExecutor, shardOfCommand, type CommandContext, type ExecutorOptions } from "../../services/executor.js";
 import { OwnerGate } from "../../services/engine/gate.js";
 import type { ShardMap } from "../../shards/map.js";
 import { epoch, position, shardId } from "../../shards/ids.js";
@@ -139,4 +139,14 @@ test("an answer of the owner is asked again when it is sent, and holds only whil
   );
   // The append is the proof: no lease is needed.
   replicated.confirm?.();
+});
+
+test("a finish or heartbeat of a task that can't exist has a stale token, whatever its id", () => {
+  for (const taskId of ["no-such-task", "j99999-abcdefgh.1.1", "j3-abcdefgh"])
+    for (const type of ["task.finish", "task.heartbeat"] as const)
+      assert.throws(
+        () => shardOfCommand({ type, taskId, token: "x".repeat(300), workerId: "w", status: "ok" }, 64),
+        { code: "stale_token" },
+      );
+  assert.throws(() => shardOfCommand({ type: "job.get", jobId: "no-such-job" }, 64), { code: "not_found" });
 });

@@ -18,7 +18,7 @@ function standing(writesPerSecond: number | null = null) {
   const time = new ManualTime();
   const nothing = (): void => undefined;
   const asked: { readonly what: string; readonly at: number; readonly waitMs?: number; readonly rows?: number }[] = [];
-  const ended: { last_position: number }[] = [];
+  const ended: { last: number }[] = [];
   let failure: Problem | undefined;
   const progress = new Progress(time, { head: () => undefined } as never);
   const parts = {
@@ -107,7 +107,7 @@ test("a take whose position does not come is refused at its deadline; one of an 
   await time.advance(5_000);
   await late;
   progress.reached(shardId(1), epoch(3), position(1));
-  ended.push({ last_position: 6 });
+  ended.push({ last: 6 });
   const take = face.takeTasks(context(5_000, 7), { workerId: "w", waitMs: 0, max: 1 }, never);
   await assert.rejects(take, is("position_lost"));
   assert.deepEqual(asked, []);

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import net from "node:net";
 import { after, before, describe, it } from "node:test";
+import { Problem } from "../../infra/errors.js";
 import { assertProblem, faultPaths, rawBytes, startHttp, until, type HttpTest } from "./http-support.js";
 
 describe("HTTP against hostile requests", () => {
@@ -169,6 +170,9 @@ describe("HTTP against hostile requests", () => {
     assert.equal(patched.headers["allow"], "PUT, GET, HEAD, PATCH, DELETE");
     assert.equal((await t.ask("PUT", "/v1/topology", { body: {} })).headers["allow"], "GET, HEAD");
     assert.equal((await t.ask("DELETE", "/")).headers["allow"], "GET, HEAD");
+    const options = await t.ask("OPTIONS", "/v1/clusters");
+    assertProblem(options, 405, "method_not_allowed");
+    assert.equal(options.headers["allow"], "POST, GET, HEAD");
     assert.equal((await t.ask("HEAD", "/v1/events")).headers["allow"], "GET");
     assertProblem(await t.ask("GET", "/v1/clusters/%zz"), 400, "invalid_request");
     assertProblem(await t.ask("GET", "/v1/clusters/%00"), 400, "invalid_request");
@@ -250,6 +254,27 @@ describe("HTTP against hostile requests", () => {
     } finally {
       await small.stop();
     }
+  });
+
+  it("says of a refusal who refused, and of what a copy lacks how far it is behind", async () => {
+    const seen = { owner: "west", servedBy: "west/n2", lagMs: 12.6, stale: true };
+    t.datacenter.before = () => {
+      throw new Problem("not_found", "There is no cluster c9.", seen);
+    };
+    const missing = await t.ask("DELETE", "/v1/clusters/c9");
+    assertProblem(missing, 404, "not_found");
+    assert.deepEqual(
+      ["hothot-owner", "hothot-served-by", "hothot-lag-ms", "hothot-stale"].map((name) => missing.headers[name]),
+      ["west", "west/n2", "13", "true"],
+    );
+    // Nobody outside the group is told to route again.
+    t.datacenter.before = () => {
+      throw new Problem("not_owner", "the shard moved during the read", { owner: "west" });
+    };
+    const moved = await t.ask("DELETE", "/v1/clusters/c9");
+    assertProblem(moved, 503, "shard_moving");
+    assert.equal(moved.headers["hothot-served-by"], "east/n1");
+    t.datacenter.before = () => {};
   });
 
   it("refuses beyond the bound of a lane, and keeps probes and views answering", async () => {

@@ -223,6 +223,46 @@ describe("Drain", () => {
     await assert.rejects(t.ask("GET", "/livez"), { code: "ECONNREFUSED" });
   });
 
+  it("cuts a stream whose source ends with it, and refuses one that has said nothing: no part is taken for the whole", async () => {
+    const t = await startHttp({
+      extensions: {
+        // Reads until it is told to stop, and answers what came before.
+        async *bulk(_context, rows, signal): AsyncIterable<BulkLine> {
+          for await (const row of rows) {
+            if (row.line === 1 && "id" in row && row.id === "a") yield { line: 1, id: "a", status: 201, version: 1 };
+            await once(signal, "abort");
+            if (signal.aborted) return;
+          }
+        },
+      },
+    });
+    const begin = (id: string): http.ClientRequest => {
+      const sent = http.request({
+        ...{ port: t.port, host: "127.0.0.1", method: "POST", path: "/v1/clusters/bulk" },
+        headers: { "content-type": "application/x-ndjson" },
+      });
+      sent.on("error", () => undefined);
+      sent.write(`{"id":"${id}","name":"n","spec":{}}\n{"id":"z","name":"n","spec":{}}\n`);
+      return sent;
+    };
+    const told = begin("a");
+    const [first] = (await once(told, "response")) as [http.IncomingMessage];
+    const silent = begin("b");
+    const answered = once(silent, "response") as Promise<[http.IncomingMessage]>;
+    first.on("error", () => undefined).resume();
+    const over = new Promise((resolve) => first.once("close", resolve));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const stopped = t.http.drain();
+    await over;
+    assert.equal(first.complete, false, "cut, not ended");
+    const [second] = await answered;
+    assert.equal(second.statusCode, 503);
+    second.resume();
+    silent.destroy();
+    await stopped;
+    await t.stop();
+  });
+
   it("cuts off what does not end in time", async () => {
     const t = await startHttp({ config: { drainMs: 30, defaultTimeoutMs: 300 }, limits: { graceMs: 100 } });
     t.datacenter.before = () => new Promise<void>(() => {});

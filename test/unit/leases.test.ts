@@ -238,3 +238,41 @@ test("a view only moves forward (rule h), and forgets what it holds after a new 
   assert.equal(map.get(shardId(0))?.state, "suspended");
   assert.equal(map.adopt(head(2)), true);
 });
+
+test("a node of a newer database is promised nothing while another's promise under the older one holds (rule i)", async () => {
+  const { word, clock, hold } = await speaking();
+  assert.equal(word.heartbeat(beat({ node: "n1" }))?.kind, "promise");
+  assert.equal(word.heartbeat(beat({ node: "n2" }))?.kind, "promise");
+  clock.now += 300;
+  await hold();
+  // n2 has met the newer one; n1 may serve from the older.
+  const newer = beat({ node: "n2", incarnation: 4 });
+  assert.equal(word.heartbeat(newer), undefined);
+  assert.equal(word.heartbeat(beat({ node: "n1" })), undefined, "its lease is not renewed");
+  clock.now += 600;
+  await hold();
+  assert.equal(word.heartbeat(newer), undefined);
+  clock.now += 600;
+  await hold();
+  assert.equal(word.heartbeat(newer)?.kind, "promise", "1.5 s after the last promise to n1");
+  // Where all have met it nobody waits.
+  assert.equal(
+    word.heartbeat(beat({ node: "n2", incarnation: 5 }))?.kind,
+    "promise",
+    "alone, its own last promise is no other's",
+  );
+  assert.equal(word.heartbeat(beat({ node: "n1", incarnation: 5 }))?.kind, "promise");
+});
+
+test("a silent site remembers the newest database that it hears of (rule i)", async () => {
+  const { word, clock, hold } = await speaking();
+  await word.lockHeld(at(clock), true);
+  assert.equal(word.heartbeat(beat({ node: "n2", incarnation: 4 })), undefined);
+  for (let passed = 0; passed < word.silenceMs; passed += 400) {
+    clock.now += 400;
+    await hold();
+  }
+  assert.equal(word.speaks, true);
+  assert.equal(word.heartbeat(beat({ node: "n1", incarnation: 3 })), undefined);
+  assert.equal(word.heartbeat(beat({ node: "n2", incarnation: 4 }))?.kind, "promise");
+});

@@ -45,8 +45,9 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
       },
     },
     ownership: {
-      open: async () => {
+      open: async ({ closing }: { closing: number }) => {
         await step("open");
+        world.stated = closing;
         return world.result;
       },
     },
@@ -58,7 +59,7 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
       await step("flush");
       return world.flushes;
     },
-    carry: () => step("carry"),
+    carry: () => step("carry").then(() => world.closing),
     opened: async () => {
       await step("opened");
       time.set(time.monotonic() + 30);
@@ -71,6 +72,10 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
 }
 
 const usual = {
+  /** What closes the target's database, as it knows it. */
+  closing: 0,
+  /** What the open said of it. */
+  stated: -1,
   head: {
     shard,
     partition: partition(0),
@@ -97,6 +102,14 @@ test("a shard is held, flushed, carried, and then opened for its target", async 
   assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 30 });
   assert.deepEqual(steps, ["begin", "hold n2", "carry", "flush", "open", "opened"]);
   assert.equal(switchover.isMoving(shard), false);
+});
+
+test("the open says which closing of the target's database it knows, so that this one does not fence the shard there", async () => {
+  for (const closing of [0, 77]) {
+    const { world, move } = owner({ closing });
+    assert.equal((await move()).kind, "moved");
+    assert.equal(world.stated, closing);
+  }
 });
 
 test("what can't be moved is refused before anything is touched, with the reason", async () => {

@@ -5,7 +5,7 @@ import { parseJson } from "../json.js";
 import { streamLines } from "../ndjson.js";
 import { bulkCluster } from "../schemas.js";
 import { ndjson } from "../shapes.js";
-import { route, type Backend, type BulkRow, type Route } from "../types.js";
+import { route, type Backend, type BulkLine, type BulkRow, type Route } from "../types.js";
 import { missing } from "./missing.js";
 
 /** NDJSON in, NDJSON out, a line for a line, in order; nothing is held but the line under way. */
@@ -24,7 +24,9 @@ export function bulkRoute({ extensions }: Backend, lineLimit: number): Route {
       if (extensions.bulk === undefined) return missing();
       // Not destroyed when reading ends early: the refusal still has to be sent over its connection.
       const answers = extensions.bulk(context, rowsOf(request.iterator({ destroyOnReturn: false }), lineLimit), signal);
-      await streamLines(response, context.requestId, answers, signal);
+      const replayed = (first: unknown) =>
+        (first as BulkLine | undefined)?.replayed === true ? { "Idempotency-Replayed": "true" } : {};
+      await streamLines(response, context.requestId, answers, signal, replayed);
       return undefined;
     },
   });
