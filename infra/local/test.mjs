@@ -25,23 +25,25 @@ if (wanted.length === 0) {
   );
 }
 
-const folders = ["unit", "simulation", "integration", "fault"];
-const files = folders
-  .flatMap((folder) => testsIn(path.join(root, ".build", "test", folder)))
+/**
+ * The demo has the machine to itself among those that start servers (test/harness/stack.ts), so it goes beside tests that start none;
+ * then the long ones.
+ */
+const order = ["fault/demo", "unit/", "simulation/", "fault/", "integration/"];
+const files = order
+  .flatMap((beginning) => {
+    const folder = beginning.split("/")[0];
+    return testsIn(path.join(root, ".build", "test", folder))
+      .filter((file) => path.relative(path.join(root, ".build", "test"), file).startsWith(beginning))
+      .reverse();
+  })
+  .filter((file, index, all) => all.indexOf(file) === index)
   .filter((file) => wanted.length === 0 || wanted.some((text) => path.relative(root, file).includes(text)));
 if (files.length === 0) {
   console.error("there are no such tests");
   process.exitCode = 1;
 } else {
-  // Two files at a time; one whose stack of servers is measured has the machine to itself (test/harness/stack.ts).
-  const args = [
-    "--enable-source-maps",
-    "--test",
-    "--test-concurrency=2",
-    "--test-timeout=600000",
-    "--test-reporter=spec",
-    ...files,
-  ];
+  const args = ["--enable-source-maps", path.join(import.meta.dirname, "run-tests.mjs"), ...files];
   const code = await run(process.execPath, args, {
     stdio: ["ignore", "inherit", "inherit"],
     env: { ...process.env, TEST_FEW_STACKS: "1" },

@@ -72,6 +72,13 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     const underWay = idsOf(before, "west", "under-way", 24).map((id, number) =>
       put(number % 2 === 0 ? "east" : "central", id, { "idempotency-key": id, "hothot-timeout-ms": "20000" }),
     );
+    const abort = new AbortController();
+    let heard = "";
+    const listening = fetch(`${stack.url("east")}/v1/events`, { signal: abort.signal }).then(async (answer) => {
+      for await (const chunk of answer.body ?? []) heard += Buffer.from(chunk as Uint8Array).toString();
+    });
+    listening.catch(() => undefined);
+    await stack.until(() => heard.includes("retry:"), 5_000, "events flow");
     const killedAt = performance.now();
     await stack.simulate("crash", "west");
     // Requests that wait for an owner get one, within their deadline, without a try of the caller's.
@@ -106,6 +113,9 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
       assert.equal(probe.headers.get("hothot-owner"), now.owner);
     }
     for (const id of kept) body(await get("central", id, { "hothot-consistency": "owner" }), 200);
+    await stack.until(() => /event: health\ndata: .*"dc":"west","state":"dead"/.test(heard), 5_000, "east tells of it");
+    abort.abort();
+    await listening.catch(() => undefined);
 
     // The key is known to the new owner too.
     for (const dc of ["east", "central"]) {
