@@ -190,7 +190,8 @@ export class ShardLog {
             break;
           }
           const tail = await this.#at(shard, answer.lastSequence, deadline, signal);
-          if (tail === undefined) return { kind: "unknown" };
+          // It may have been purged below a newer one: the next try is told of that.
+          if (tail === undefined) break;
           if (answer.lastSequence < expected)
             this.#log.error("the log's tail is below what was seen in it", {
               shard,
@@ -216,9 +217,9 @@ export class ShardLog {
     }
   }
 
-  /** The message that is known to be at `sequence`, from whichever replica has it. */
+  /** The message that is known to be at `sequence`, from whichever replica has it; undefined when none gives it for some seconds. */
   async #at(shard: ShardId, sequence: number, deadline: number, signal?: AbortSignal): Promise<Tail | undefined> {
-    let alarmAt = this.#time.monotonic() + alarmMs;
+    const alarmAt = this.#time.monotonic() + alarmMs;
     for (let tries = 0; this.#time.monotonic() < deadline && signal?.aborted !== true; tries++) {
       try {
         const found = await this.#transport.readOne(
@@ -232,8 +233,8 @@ export class ShardLog {
         this.#log.debug("reading a message failed", { shard, sequence, error: asError(error) });
       }
       if (this.#time.monotonic() >= alarmAt) {
-        alarmAt += alarmMs;
         this.#log.error("a message that the log says it holds can't be read anywhere", { shard, sequence, tries });
+        return undefined;
       }
       await this.#time.sleep(Math.min(50, 2 + tries * 2), signal);
     }

@@ -94,6 +94,23 @@ test("a tail that the nearest replica does not have yet is read from another one
   assert.ok(result.kind === "refused");
 });
 
+test("a tail that is purged before it can be read keeps nobody: a newer one below which it went is", async () => {
+  const { transport } = setUp();
+  let now = 0;
+  const time: Time = { ...systemTime, monotonic: () => now, sleep: async (ms) => void (now += ms) };
+  const log = new ShardLog({ transport, partitions: 1, time, log: silentLogger });
+  transport.put(batch("aa", "west"));
+  transport.put(batch("bb", "west", 2));
+  const readOne = transport.readOne.bind(transport);
+  transport.readOne = (partition, sequence, timeout, route) =>
+    sequence === 1 ? Promise.resolve(undefined) : readOne(partition, sequence, timeout, route);
+  transport.script = [() => ({ kind: "refused", lastSequence: 1 })];
+  const result = await log.append(0, batch("cc"), Infinity);
+  assert.ok(result.kind === "refused");
+  assert.equal(result.tail.sequence, 2);
+  assert.ok(now >= 5_000 && now < 10_000, `${now} ms`);
+});
+
 test("'busy' decides nothing, 'nowhere' goes another way", async () => {
   const { transport, log } = setUp();
   transport.script = [{ kind: "busy" }, { kind: "nowhere" }, { kind: "nowhere" }, "store"];
