@@ -179,7 +179,11 @@ describe("a datacenter dies, stands still, and comes back", { timeout: 300_000 }
     await allServe(stack);
     await allEqual(stack, "west");
     const { items } = body<{ items: Json[] }>(await send(stack, "west", "GET", "/v1/divergent-operations"), 200);
-    assert.deepEqual(items, [], "all that it had acknowledged was in the log");
+    // What was on its way while it died may have been committed there; it was told nobody, and took effect at the next owner.
+    for (const item of items) {
+      assert.match(String(item["idempotencyKey"]), /^under-way-/, JSON.stringify(item));
+      assert.equal(item["status"], "superseded", JSON.stringify(item));
+    }
     for (const shard of await shardMap(stack, "west")) assert.ok(shard.epoch >= at(before, shard.shard).epoch);
     const id = at(idsOf(before, "east", "kept-on", 1), 0);
     const written = await put("west", id);

@@ -144,9 +144,8 @@ test("an answer of the owner is asked again when it is sent, and holds only whil
 test("a finish or heartbeat of a task that can't exist has a stale token, whatever its id", () => {
   for (const taskId of ["no-such-task", "j99999-abcdefgh.1.1", "j3-abcdefgh"])
     for (const type of ["task.finish", "task.heartbeat"] as const)
-      assert.throws(
-        () => shardOfCommand({ type, taskId, token: "x".repeat(300), workerId: "w", status: "ok" }, 64),
-        { code: "stale_token" },
-      );
+      assert.throws(() => shardOfCommand({ type, taskId, token: "x".repeat(300), workerId: "w", status: "ok" }, 64), {
+        code: "stale_token",
+      });
   assert.throws(() => shardOfCommand({ type: "job.get", jobId: "no-such-job" }, 64), { code: "not_found" });
 });
