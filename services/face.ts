@@ -319,7 +319,7 @@ export class Face implements Datacenter {
 
   #localRead(shard: ShardId | null): Pick<Reply, "servedBy" | "lagMs" | "stale" | "owner"> {
     const owner = shard === null ? null : (this.#p.map.get(shard)?.owner ?? null);
-    const lag = shard === null ? this.#p.worstLag().ms : owner === this.name ? null : this.#p.progress.lag(shard).ms;
+    const lag = shard === null ? this.#p.worstLag().ms : owner === this.name ? null : this.#p.readiness.lag(shard).ms;
     return {
       servedBy: this.#p.servedBy,
       ...(owner === null ? {} : { owner }),

@@ -122,7 +122,7 @@ export class GroupView {
     const items = this.#p.map.all().map((head) => ({
       shard: head.shard,
       owner: head.owner,
-      ...(head.owner === this.#p.site ? { positions: 0, ms: 0 } : this.#p.progress.lag(head.shard)),
+      ...(head.owner === this.#p.site ? { positions: 0, ms: 0 } : this.#p.readiness.lag(head.shard)),
       // Rows are missing whatever the position says: a snapshot, or rows that were undone.
       ...(this.#p.restorer.shardWaits(head.shard) ? { loading: true } : {}),
       ...(head.stopped === null ? {} : { stopped: head.stopped }),

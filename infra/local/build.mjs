@@ -23,6 +23,20 @@ const out = path.join(root, ".build");
 const program = path.join("services", "http", "program.js");
 const folders = ["services", "shards", "routing", "replication", "infra", "test"];
 
+/**
+ * Packages get a source map of one entry: the engine keeps the whole map in memory once it has shown a stack, and a stack needs
+ * the places of the project's own files.
+ */
+const unmapped = {
+  name: "unmapped-packages",
+  setup: (builder) =>
+    builder.onLoad({ filter: /[\\/]node_modules[\\/].*\.[cm]?js$/ }, ({ path: file }) => ({
+      contents: `${readFileSync(file, "utf8").replace(/^\/\/[#@] sourceMappingURL=.*$/gm, "")}\n//# sourceMappingURL=data:application/json;base64,${emptyMap}`,
+      loader: "default",
+    })),
+};
+const emptyMap = Buffer.from('{"version":3,"sources":["package"],"mappings":"AAAA"}').toString("base64");
+
 const files = folders.flatMap((folder) =>
   existsSync(path.join(root, folder))
     ? readdirSync(path.join(root, folder), { recursive: true, withFileTypes: true })
@@ -63,6 +77,7 @@ if (process.argv.includes("--force") || !existsSync(stampFile) || readFileSync(s
       sourcemap: "linked",
       sourcesContent: false,
       legalComments: "linked",
+      plugins: [unmapped],
       logLevel: "warning",
     });
     mkdirSync(out, { recursive: true });

@@ -215,7 +215,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     carry: ground.carry,
     opened: ground.opened,
   });
-  const readiness = new Readiness({ site, map, progress, applier, restorer, leases });
+  const readiness = new Readiness({ site, map, progress, peers, applier, restorer, leases, clock: time });
   const takeovers = new TakeoverWatch({
     group,
     site,
