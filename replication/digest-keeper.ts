@@ -5,7 +5,7 @@ import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
 import { position as toPosition, type Position, type ShardId, type SiteName } from "../shards/ids.js";
 import type { ShardMap } from "../shards/map.js";
-import { damagedClusters, digestShards, type ShardDigest } from "./digest.js";
+import { damagedClusters, digestEach, type ShardDigest } from "./digest.js";
 import { readDigests } from "./heads.js";
 import { lockOwned } from "./owner-store.js";
 import { encodeRecord } from "./record.js";
@@ -131,12 +131,14 @@ export class DigestKeeper implements Service {
 
   async #scrub(): Promise<void> {
     const shards = this.#o.map.all().map((head) => head.shard);
-    for (let at = 0; at < shards.length; at += scrubbedAtOnce) {
-      if (this.#stop.signal.aborted || !this.#o.active()) return;
-      const began = this.#o.time.monotonic();
-      const found = await digestShards(this.#o.database, shards.slice(at, at + scrubbedAtOnce));
+    const monotonic = (): number => this.#o.time.monotonic();
+    let began = monotonic();
+    for await (const { found, failed } of digestEach(this.#o.database, shards, scrubbedAtOnce, monotonic)) {
+      if (failed !== null) this.#log.warn("a shard could not be scrubbed", failed);
       for (const each of found) await this.#judge(each);
-      await this.#o.time.sleep(restFactor * (this.#o.time.monotonic() - began), this.#stop.signal);
+      await this.#o.time.sleep(restFactor * (monotonic() - began), this.#stop.signal);
+      if (this.#stop.signal.aborted || !this.#o.active()) return;
+      began = monotonic();
     }
   }
 
@@ -145,7 +147,10 @@ export class DigestKeeper implements Service {
       this.#known.delete(shard);
       return;
     }
-    const clusters = await damagedClusters(this.#o.database, shard, idsNamed);
+    const clusters = await damagedClusters(this.#o.database, shard, idsNamed).catch((error: unknown) => {
+      this.#log.warn("what is damaged can't be named", { shard, error: asError(error) });
+      return [];
+    });
     const what = `${digest} ${clusters.join(" ")}`;
     if (this.#known.get(shard) !== what) this.#o.onDamage(shard as ShardId, clusters);
     this.#known.set(shard, what);

@@ -1,6 +1,6 @@
 import type { Client, Database } from "../infra/postgres/database.js";
 import type { ShardId } from "../shards/ids.js";
-import { resetDigest } from "./digest.js";
+import { jobsOf } from "./copy-tables.js";
 import { lockHeads } from "./heads.js";
 import { shapes, type TableShape } from "./rows.js";
 
@@ -35,35 +35,45 @@ const keyOf = (shape: TableShape): string => `json_build_array(${shape.key.map((
 const digestOf = (shape: TableShape): string => shape.digest?.("t") ?? "0";
 
 function scopeOf(table: MendTable, scope: Scope): { readonly where: string; readonly values: unknown[] } {
-  if (scope.clusterId === null) return { where: "t.shard = $1", values: [scope.shard] };
+  if (scope.clusterId === null) {
+    // Jobs are found by their ids alone.
+    const where = table === "jobs" ? `t.shard = $1::int AND ${jobsOf("t.id", "$1::int")}` : "t.shard = $1";
+    return { where, values: [scope.shard] };
+  }
   const column = { clusters: "t.id", jobs: "t.cluster_id", workers: null, documents: null }[table];
   return column === null
     ? { where: "t.shard = $1 AND false", values: [scope.shard] }
     : { where: `t.shard = $1 AND ${column} = $2`, values: [scope.shard, scope.clusterId] };
 }
 
-/** A page of what a copy has, in key order, behind `after`. */
+/** A page of what a copy has, in key order, behind `after` and up to `through` (null: the table's end). */
 export async function listRows(
   database: Database,
   table: MendTable,
   scope: Scope,
   after: readonly string[] | null,
   limit: number,
+  through: readonly string[] | null = null,
 ): Promise<Listed[]> {
   const shape = shapeOf(table);
   const { where, values } = scopeOf(table, scope);
   const key = `(${shape.key.map((column) => `t.${column}`).join(", ")})`;
-  const behind =
-    after === null ? "" : ` AND ${key} > (${after.map((_, index) => `$${values.length + 1 + index}`).join(", ")})`;
+  const bound = (operator: ">" | "<=", bounding: readonly string[] | null): string => {
+    if (bounding === null) return "";
+    const first = values.length + 1;
+    values.push(...bounding);
+    return ` AND ${key} ${operator} (${bounding.map((_, index) => `$${first + index}`).join(", ")})`;
+  };
+  const range = bound(">", after) + bound("<=", through);
   const { rows } = await database.pool.query<Listed>(
     `SELECT ${keyOf(shape)} AS key, t.changed_epoch AS epoch, t.changed_position AS position, t.digest, t.digest = ${digestOf(shape)} AS sound
-     FROM ${table} t WHERE ${where}${behind} ORDER BY ${shape.key.map((column) => `t.${column}`).join(", ")} LIMIT ${limit}`,
-    [...values, ...(after ?? [])],
+     FROM ${table} t WHERE ${where}${range} ORDER BY ${shape.key.map((column) => `t.${column}`).join(", ")} LIMIT ${limit}`,
+    values,
   );
   return rows;
 }
 
-/** Whole rows of a copy, at the place where it stands. Damaged ones are left out. */
+/** Whole rows of a copy, at the place where it stands. @throws when one of them is damaged: then nothing can be said of that key */
 export async function cutRows(
   database: Database,
   table: MendTable,
@@ -78,14 +88,17 @@ export async function cutRows(
     );
     const place = head.rows[0];
     if (place === undefined) throw new Error("there is no such shard");
-    const found = await readKeys(client, table, shard, keys);
-    return { ...place, rows: found.filter(({ listed }) => listed.sound) };
+    const rows = await readKeys(client, table, shard, keys);
+    const damaged = rows.find(({ listed }) => !listed.sound);
+    if (damaged !== undefined) throw new Error(`${table} ${damaged.key.join("/")} is damaged here too`);
+    return { ...place, rows };
   });
 }
 
 /**
  * Makes rows what a sound copy says they are. Both were cut in the same epoch; of each row the newer stays, and what the log has yet to
- * bring is left to it.
+ * bring is left to it. What the shard's rows should add up to stays as it is: a copy that is mended in part must not look like a sound
+ * one.
  * @returns how many rows were written or removed, and the keys that can't be judged before the copy is further
  */
 export async function mendRows(
@@ -126,7 +139,6 @@ export async function mendRows(
         [`[${write.join(",")}]`],
       );
     }
-    if (remove.length + write.length > 0) await resetDigest(client, shard);
     return { mended: Math.max(remove.length, write.length), wait };
   });
 }

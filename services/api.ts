@@ -155,6 +155,7 @@ export interface Listed<T = unknown> {
 export interface VerifyLine {
   readonly shard: number;
   readonly dc: SiteName;
+  /** 0 in a line that is not equal: this copy gave no answer. */
   readonly epoch: number;
   readonly position: number;
   readonly equal: boolean;

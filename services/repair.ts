@@ -5,7 +5,7 @@ import type { Logger } from "../infra/logger.js";
 import { NoResponders, type Messenger } from "../infra/nats/messaging.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Service } from "../infra/service.js";
-import type { ShardDigest } from "../replication/digest.js";
+import { correctSum, digestShards, readSum, type ShardDigest, type Sum } from "../replication/digest.js";
 import {
   cutRows,
   listRows,
@@ -18,6 +18,7 @@ import {
 } from "../replication/mend.js";
 import type { SnapshotStore } from "../replication/snapshot-store.js";
 import { shardOf, type ShardId, type SiteName } from "../shards/ids.js";
+import { areAligned, judgeBy, judgeCopies, wholeCopies, type Copies } from "./sound-copy.js";
 
 const subject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.mend`;
 
@@ -38,6 +39,8 @@ type Question =
   | { readonly kind: "recopy"; readonly shard: number }
   /** How far is that? */
   | { readonly kind: "recopied"; readonly shard: number }
+  /** What should your rows add up to, and where do you stand? */
+  | { readonly kind: "sum"; readonly shard: number }
   /** Mend your copy from another's. */
   | { readonly kind: "mend"; readonly scope: Scope; readonly from: SiteName };
 
@@ -54,21 +57,35 @@ export interface RepairOptions {
   readonly copies: Pick<SnapshotStore, "recopy" | "recopied">;
   /** Every datacenter's digest of a shard, recomputed; those that answer. */
   readonly digests: (shard: number) => Promise<ReadonlyMap<SiteName, ShardDigest>>;
+  /** Has the owner put the shard's digest into the log. @returns its position, if it is there */
+  readonly tell: (shard: number) => Promise<number | undefined>;
+}
+
+export interface RepairRequest {
+  readonly shard?: number;
+  readonly clusterId?: string;
+  /** Whose copy is right; left out: found out. */
+  readonly from?: SiteName;
 }
 
 const askMs = 5_000;
-const mendMs = 60_000;
-/** A large shard takes minutes; it goes on loading when nobody waits for it any more. */
+/** A large shard takes minutes; it goes on when nobody waits for it any more. */
+const mendMs = 200_000;
 const recopyMs = 240_000;
+/** How long copies may take to stand at the same place. */
 const alignMs = 5_000;
+/** Shards that are written all the time never do: they are compared where the log has their digest. */
+const tellMs = 1_500;
 const pauseMs = 200;
+const samplePauseMs = 20;
 const pageRows = 2_000;
 /** Of whole rows; a row may have nearly a megabyte, so that less is asked for when an answer does not fit. */
 const batchRows = 100;
 
 /**
  * Makes damaged copies sound again, while they serve: row by row, from a copy whose rows give the digest that the log says, be it
- * not the owner's. Of each row the newer (epoch, position) stays.
+ * not the owner's. Of each row the newer (epoch, position) stays. One that fails on the way leaves a copy that still shows that it is
+ * damaged, and can be repeated.
  */
 export class Repairer implements Service {
   readonly name = "repairer";
@@ -101,13 +118,17 @@ export class Repairer implements Service {
     this.#unsubscribe?.();
   }
 
-  /** @returns how many rows were copied, in all datacenters. @throws Problem not_found, owner_unreachable (no sound copy answers) */
-  async repair(what: { readonly shard?: number; readonly clusterId?: string }): Promise<{ readonly copied: number }> {
+  /**
+   * @returns how many rows were copied, in all datacenters
+   * @throws Problem not_found, owner_unreachable (no sound copy answers), invalid_request (`from` must be given, as copies disagree),
+   *   outcome_unknown (not all of it is mended)
+   */
+  async repair(what: RepairRequest): Promise<{ readonly copied: number }> {
     const shard = what.shard ?? shardOf(what.clusterId ?? "", this.#o.shards);
     if (shard >= this.#o.shards) throw new Problem("not_found", `There is no shard ${shard}.`);
     const scope: Scope = { shard, clusterId: what.clusterId ?? null };
     let copied = await this.#recopy(shard as ShardId);
-    const { damaged, source } = await this.#judge(shard);
+    const { damaged, source } = await this.#judge(shard, what.from);
     for (const dc of damaged) {
       const mended = await this.#ask<number>(dc, { kind: "mend", scope, from: source }, mendMs);
       this.#log.warn("a copy was repaired", { shard, dc, from: source, rows: mended });
@@ -140,26 +161,35 @@ export class Repairer implements Service {
     return stopped.reduce((sum, dc) => sum + (copies.get(dc)?.clusters ?? 0), 0);
   }
 
-  async #judge(shard: number): Promise<{ readonly damaged: readonly SiteName[]; readonly source: SiteName }> {
-    const owner = this.#o.owner(shard);
-    const deadline = this.#o.time.monotonic() + alignMs;
-    for (;;) {
-      const copies = await this.#o.digests(shard);
-      const sound = [...copies].filter(([, copy]) => copy.digest === copy.expected && copy.restoring === 0);
-      const truth = (owner === null ? undefined : copies.get(owner)) ?? sound[0]?.[1];
-      const aligned = [...copies.values()].every(
-        (copy) => copy.epoch === truth?.epoch && copy.position === truth.position,
+  async #judge(
+    shard: number,
+    from: SiteName | undefined,
+  ): Promise<{ readonly damaged: readonly SiteName[]; readonly source: SiteName }> {
+    const copies = await this.#comparable(shard);
+    const judged = from === undefined ? judgeCopies(this.#o.owner(shard), copies) : judgeBy(from, copies);
+    if (!("refused" in judged)) return judged;
+    if (judged.refused === "none is sound")
+      throw new Problem(
+        "owner_unreachable",
+        from === undefined
+          ? `No copy of shard ${shard} that answers is sound.`
+          : `The copy of shard ${shard} in ${from} does not answer or is not sound.`,
       );
-      const late = this.#o.time.monotonic() >= deadline;
-      // At the same place all copies should hold the same; elsewhere each still shows by itself whether it was damaged.
-      const right = sound.filter(([, copy]) => !aligned || copy.expected === truth?.expected);
-      const damaged = [...copies.keys()].filter((dc) => !right.some(([name]) => name === dc));
-      const source = (right.find(([dc]) => dc === owner) ?? right[0])?.[0];
-      if (aligned || late || (damaged.length > 0 && source !== undefined)) {
-        if (source === undefined)
-          throw new Problem("owner_unreachable", `No copy of shard ${shard} that answers is sound.`);
-        return { damaged, source };
-      }
+    const message = `The copies of shard ${shard} disagree: name the datacenter whose copy is right.`;
+    throw new Problem("invalid_request", message, { errors: [{ path: "/from", message: "must be given" }] });
+  }
+
+  /** Whole copies at the same place; of a shard that is written all the time, once they were compared where the log has its digest. */
+  async #comparable(shard: number): Promise<Copies> {
+    const began = this.#o.time.monotonic();
+    let deadline = Infinity;
+    for (let told: number | undefined; ;) {
+      const copies = wholeCopies(await this.#o.digests(shard));
+      const now = this.#o.time.monotonic();
+      if (areAligned(copies) || isCompared(copies, told) || now >= deadline) return copies;
+      // The first look at a large shard may take longer.
+      deadline = Math.min(deadline, now + alignMs);
+      if (told === undefined && now - began > tellMs) told = (await this.#o.tell(shard)) ?? 0;
       await this.#o.time.sleep(pauseMs);
     }
   }
@@ -174,23 +204,52 @@ export class Repairer implements Service {
         return this.#o.copies.recopy(question.shard as ShardId, true);
       case "recopied":
         return this.#o.copies.recopied(question.shard as ShardId);
+      case "sum":
+        return readSum(this.#o.database, question.shard);
       case "mend":
         return this.#mend(question.scope, question.from);
     }
   }
 
+  /** @throws when not all of it can be mended now */
   async #mend(scope: Scope, from: SiteName): Promise<number> {
     let mended = 0;
-    for (const table of mendTables) {
-      const theirs = await this.#all((after) =>
-        this.#ask<Listed[]>(from, { kind: "list", table, scope, after }, askMs),
-      );
-      const mine = await this.#all((after) => listRows(this.#o.database, table, scope, after, pageRows));
-      const suspects = suspectsOf(mine, theirs);
-      for (let at = 0; at < suspects.length; at += batchRows)
-        mended += await this.#mendBatch(table, scope.shard, from, suspects.slice(at, at + batchRows));
-    }
+    let left = 0;
+    for (const table of mendTables)
+      for await (const suspects of this.#suspects(table, scope, from))
+        for (let at = 0; at < suspects.length; at += batchRows) {
+          const batch = await this.#mendBatch(table, scope.shard, from, suspects.slice(at, at + batchRows));
+          mended += batch.mended;
+          left += batch.left;
+        }
+    if (left > 0) throw new Error(`${mended} rows were mended, ${left} can't be before the copies are further: repeat`);
+    await this.#settle(scope, from);
     return mended;
+  }
+
+  /** Keys of rows that may not be what they should be, page by page of both copies. */
+  async *#suspects(table: MendTable, scope: Scope, from: SiteName): AsyncGenerator<(readonly string[])[]> {
+    let after: readonly string[] | null = null;
+    do {
+      const page: Listed[] = await this.#ask(from, { kind: "list", table, scope, after }, askMs);
+      const theirs = new Map(page.map((row) => [JSON.stringify(row.key), row]));
+      const through: readonly string[] | null = page.length < pageRows ? null : (page.at(-1)?.key ?? null);
+      let mine: Listed[];
+      for (let at = after; ; at = mine.at(-1)?.key ?? at) {
+        mine = await listRows(this.#o.database, table, scope, at, pageRows, through);
+        yield mine
+          .filter((row) => {
+            const key = JSON.stringify(row.key);
+            const other = theirs.get(key);
+            theirs.delete(key);
+            return !row.sound || other?.digest !== row.digest;
+          })
+          .map((row) => row.key);
+        if (mine.length < pageRows) break;
+      }
+      yield [...theirs.values()].map((row) => row.key);
+      after = through;
+    } while (after !== null);
   }
 
   async #mendBatch(
@@ -198,8 +257,8 @@ export class Repairer implements Service {
     shard: number,
     from: SiteName,
     suspects: readonly (readonly string[])[],
-  ): Promise<number> {
-    const deadline = this.#o.time.monotonic() + alignMs;
+  ): Promise<{ readonly mended: number; readonly left: number }> {
+    let deadline = this.#o.time.monotonic() + alignMs;
     let left = suspects;
     let mended = 0;
     let size = batchRows;
@@ -217,18 +276,56 @@ export class Repairer implements Service {
       const result = await mendRows(this.#o.database, table, shard as ShardId, keys, cut);
       mended += result.mended;
       left = [...left.slice(keys.length), ...result.wait];
+      if (result.wait.length < keys.length) deadline = this.#o.time.monotonic() + alignMs;
       if (result.wait.length > 0) await this.#o.time.sleep(pauseMs);
     }
-    return mended;
+    return { mended, left: left.length };
   }
 
-  async #all(page: (after: readonly string[] | null) => Promise<Listed[]>): Promise<Map<string, Listed>> {
-    const all = new Map<string, Listed>();
-    for (let after: readonly string[] | null = null; ;) {
-      const rows: Listed[] = await page(after);
-      for (const row of rows) all.set(JSON.stringify(row.key), row);
-      if (rows.length < pageRows) return all;
-      after = rows.at(-1)?.key ?? null;
+  /**
+   * What the rows should add up to is made right, where a write upon damaged rows has made it wrong: by the source's sum at the same
+   * place, and only if the rows then do add up to it.
+   */
+  async #settle({ shard, clusterId }: Scope, from: SiteName): Promise<void> {
+    const sums = await this.#sameplace(shard, from);
+    const [here] = await digestShards(this.#o.database, [shard]);
+    if (here === undefined || (sums !== null && here.epoch !== sums.mine.epoch))
+      throw new Error("its owner changed meanwhile: repeat");
+    const rowsDiffer = xor(here.digest, here.expected);
+    // No place of a busy shard was seen in both copies, but each of its rows was compared.
+    const sumsDiffer = sums === null ? rowsDiffer : xor(sums.mine.expected, sums.theirs.expected);
+    const whole = clusterId === null;
+    if (rowsDiffer !== sumsDiffer) {
+      if (whole) throw new Error(`its rows are not those of ${from} yet: repeat`);
+      return;
+    }
+    if (sumsDiffer === 0 || (sums === null && !whole)) return;
+    if (!(await correctSum(this.#o.database, shard, here.epoch, here.expected, here.digest)))
+      throw new Error("its owner changed meanwhile: repeat");
+  }
+
+  /** What the rows here and there should add up to, at a place at which both have stood; null: none was seen. */
+  async #sameplace(shard: number, from: SiteName): Promise<{ readonly mine: Sum; readonly theirs: Sum } | null> {
+    const deadline = this.#o.time.monotonic() + alignMs;
+    const mine = new Map<string, Sum>();
+    const theirs = new Map<string, Sum>();
+    for (;;) {
+      const [there, here] = await Promise.all([
+        this.#ask<Sum | undefined>(from, { kind: "sum", shard }, askMs),
+        readSum(this.#o.database, shard),
+      ]);
+      for (const [seen, sum] of [
+        [mine, here],
+        [theirs, there],
+      ] as const)
+        if (sum !== undefined) seen.set(placeOf(sum), sum);
+      for (const sum of [here, there]) {
+        const place = sum === undefined ? "" : placeOf(sum);
+        const pair = { mine: mine.get(place), theirs: theirs.get(place) };
+        if (pair.mine !== undefined && pair.theirs !== undefined) return { mine: pair.mine, theirs: pair.theirs };
+      }
+      if (this.#o.time.monotonic() >= deadline) return null;
+      await this.#o.time.sleep(samplePauseMs);
     }
   }
 
@@ -248,13 +345,11 @@ export class Repairer implements Service {
   }
 }
 
-/** Keys of rows that may not be what they should be. */
-function suspectsOf(mine: ReadonlyMap<string, Listed>, theirs: ReadonlyMap<string, Listed>): (readonly string[])[] {
-  const out: (readonly string[])[] = [];
-  for (const [key, row] of mine) {
-    const other = theirs.get(key);
-    if (!row.sound || other === undefined || other.digest !== row.digest) out.push(row.key);
-  }
-  for (const [key, row] of theirs) if (!mine.has(key)) out.push(row.key);
-  return out;
-}
+const placeOf = (sum: Sum): string => `${sum.epoch}:${sum.position}`;
+const xor = (a: number, b: number): number => Number(BigInt(a) ^ BigInt(b));
+
+/** Every copy has met the digest that the log has at `told`. */
+const isCompared = (copies: Copies, told: number | undefined): boolean =>
+  told !== undefined &&
+  told > 0 &&
+  [...copies.values()].every((copy) => copy.comparedEpoch === copy.epoch && copy.comparedPosition >= told);

@@ -57,6 +57,7 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     owner: (shard) => parts.map.get(shard as never)?.owner ?? null,
     copies: new SnapshotStore(parts.data, config.site),
     digests: (shard) => verifier.digests(shard),
+    tell: async (shard) => (await verifier.tell([shard])).get(shard),
   });
   const guard = createAccess(parts);
   parts.moves.onEnd = guard.ended;

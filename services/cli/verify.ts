@@ -28,35 +28,51 @@ export function addVerify(program: Command): void {
         if (drawn) progress(`${bar(Math.min(1, (line.shard + 1) / total))} of ${total} shards`);
       }
       endProgress();
-      const different = items.filter((line) => !line.equal);
-      const equal = different.length === 0;
+      const unequal = items.filter((line) => !line.equal);
+      const silent = unequal.filter((line) => line.epoch === 0);
+      const different = unequal.filter((line) => line.epoch !== 0);
+      const equal = unequal.length === 0;
       const shards = new Set(items.map((line) => line.shard)).size;
       const text = [
         ...different.map(
           (line) =>
             `shard ${line.shard} in ${line.dc} differs at ${line.epoch}:${line.position}: ${line.clusters.join(", ")}`,
         ),
-        equal
-          ? `${items.length} copies of ${shards} shards: all equal`
-          : `${different.length} of ${items.length} copies differ`,
+        ...silent.map((line) => `shard ${line.shard} in ${line.dc}: no answer`),
+        equal ? `${items.length} copies of ${shards} shards: all equal` : summary(items, different, silent),
       ];
       session.show({ equal, items }, text.join("\n"));
-      if (!equal) process.stderr.write(`hothot: copies_differ: ${different.length} of ${items.length}\n`);
+      const code = different.length > 0 ? "copies_differ" : "unreachable";
+      if (!equal) process.stderr.write(`hothot: ${code}: ${unequal.length} of ${items.length}\n`);
       return equal ? 0 : 1;
     }),
   );
+}
+
+function summary(all: readonly Line[], different: readonly Line[], silent: readonly Line[]): string {
+  const counts = [
+    different.length > 0 ? [`${different.length} of ${all.length} copies differ`] : [],
+    silent.length > 0 ? [`${silent.length} of ${all.length} copies do not answer`] : [],
+  ];
+  return counts.flat().join(", ");
 }
 
 export function addRepair(program: Command): void {
   const command = program
     .command("repair")
     .description("copy a shard or a cluster again from a copy whose digest is right");
-  command.option("--shard <n>", "all of a shard", wholeNumber(0, 65_535)).option("--cluster <id>", "one cluster");
+  command
+    .option("--shard <n>", "all of a shard", wholeNumber(0, 65_535))
+    .option("--cluster <id>", "one cluster")
+    .option("--from <dc>", "whose copy is right, where they disagree (default: found out)");
   common(command, true).action(
-    verb<{ shard?: number; cluster?: string }>(async (session, { shard, cluster }) => {
+    verb<{ shard?: number; cluster?: string; from?: string }>(async (session, { shard, cluster, from }) => {
       if ((shard === undefined) === (cluster === undefined)) throw new UsageError("give either --shard or --cluster");
       const answer = await session.act("POST", "/v1/repair", {
-        body: shard === undefined ? { clusterId: cluster } : { shard },
+        body: {
+          ...(shard === undefined ? { clusterId: cluster } : { shard }),
+          ...(from === undefined ? {} : { from }),
+        },
         timeoutMs: 300_000,
       });
       if (!session.dryRun) session.show(answer);

@@ -167,7 +167,7 @@ export const moves = {
 
 export const putFailover = z.strictObject({ paused: z.boolean("must be true or false") });
 export const repair = z
-  .strictObject({ shard: shardNumber.optional(), clusterId: clusterId.optional() })
+  .strictObject({ shard: shardNumber.optional(), clusterId: clusterId.optional(), from: siteName.optional() })
   .refine(
     (body) => (body.shard === undefined) !== (body.clusterId === undefined),
     "exactly one of shard and clusterId must be given",

@@ -155,7 +155,7 @@ export interface Extensions {
   readonly removeDatacenter?: (context: RequestContext, name: string) => Promise<Reply>;
   readonly repair?: (
     context: RequestContext,
-    what: { readonly shard?: number; readonly clusterId?: string },
+    what: { readonly shard?: number; readonly clusterId?: string; readonly from?: string },
   ) => Promise<Reply>;
   readonly replayDivergent?: (context: RequestContext, id: string) => Promise<Reply>;
   readonly discardDivergent?: (context: RequestContext, id: string) => Promise<Reply>;

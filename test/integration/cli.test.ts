@@ -327,6 +327,12 @@ describe("the command line", () => {
       assert.equal((JSON.parse(stdout) as { equal: boolean }).equal, equal);
       assert.equal(/copies_differ/.test(stderr), !equal);
     }
+    const silent = JSON.stringify({ shard: 1, dc: "west", epoch: 0, position: 0, equal: false, clusters: [] });
+    answer = (_request, response) => reply(response, 200, `${line("east", true)}${silent}\n`);
+    const { code, stdout, stderr } = await runCli(["verify", "--url", url]);
+    assert.equal(code, 1);
+    assert.match(stdout, /^shard 1 in west: no answer\n1 of 2 copies do not answer$/m);
+    assert.match(stderr, /^hothot: unreachable: 1 of 2$/m);
   });
 
   it("shows what it would do, and does not do it", async () => {

@@ -1,15 +1,17 @@
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
-import { systemTime } from "../../infra/clock.js";
+import { unpack } from "msgpackr";
+import { systemTime, type Time } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
 import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
-import { TooLarge, type Message, type Messenger } from "../../infra/nats/messaging.js";
+import { NoAnswer, TooLarge, type Message, type Messenger } from "../../infra/nats/messaging.js";
 import { Database } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
 import type { Chunk, Folded } from "../../replication/copy-source.js";
 import { copyTables } from "../../replication/copy-tables.js";
 import { digestShards, resetDigest } from "../../replication/digest.js";
+import { DigestKeeper } from "../../replication/digest-keeper.js";
 import type { FullHead } from "../../replication/heads.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
@@ -26,9 +28,10 @@ import { SnapshotStore } from "../../replication/snapshot-store.js";
 import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
-import type { Head } from "../../shards/map.js";
+import type { Head, ShardMap } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
+import { Repairer, type RepairRequest } from "../../services/repair.js";
 import { Verifier } from "../../services/verify.js";
 import { OperationStore, type LongOperation } from "../../services/operation-store.js";
 import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
@@ -693,13 +696,22 @@ test("a shard's digest is taken from its own jobs alone", async () => {
   }
 });
 
-test("verify names what differs in a shard of any size, in messages that fit", async () => {
-  const names = ["east", "west"];
-  const databases = await Promise.all(
-    names.map(
-      async (name) => new Database({ url: await freshDatabase(server), log: silentLogger, connections: 2, name }),
-    ),
-  );
+/** Databases of some datacenters with the same shards in each, that the first owns, and what carries questions between them. */
+interface Copies {
+  readonly databases: ReadonlyMap<string, Database>;
+  readonly urls: ReadonlyMap<string, string>;
+  readonly verifiers: ReadonlyMap<string, Verifier>;
+  readonly messenger: Messenger;
+  /** Questions for which it says true get no answer. */
+  lost: (question: Readonly<Record<string, unknown>>) => boolean;
+  at(dc: string, sql: string): Promise<unknown[]>;
+  /** What `verify` says of each copy: whether it is equal, and clusters that are not. */
+  verify(): Promise<unknown[]>;
+  close(): Promise<void>;
+}
+
+/** @param count clusters of each shard */
+async function copiesOf(names: readonly string[], count: number, shardCount = 1): Promise<Copies> {
   const handlers = new Map<string, (message: Message) => void>();
   const messenger: Messenger = {
     publish: () => assert.fail("nothing is published"),
@@ -709,61 +721,248 @@ test("verify names what differs in a shard of any size, in messages that fit", a
     },
     request: (subject, data) =>
       new Promise((resolve, reject) => {
+        if (copies.lost(unpack(data) as Record<string, unknown>)) reject(new NoAnswer(subject));
         const respond = (answer: Uint8Array): void =>
           answer.length > 1_000_000 ? reject(new TooLarge(subject, answer.length)) : resolve(answer);
         handlers.get(subject)?.({ subject, data, respond });
       }),
   };
-  const verifiers = names.map(
-    (name, index) =>
-      new Verifier({
-        group: "test",
-        site: name,
-        shards: 1,
-        database: databases[index] as Database,
-        messenger,
-        time: systemTime,
-        log: silentLogger,
-        datacenters: () => names,
-        owner: () => "east",
-        onMismatch: () => undefined,
-        tell: () => Promise.resolve(new Map()),
-      }),
-  );
-  const at = async (index: number, sql: string): Promise<void> => void (await databases[index]?.pool.query(sql));
-  try {
-    for (const [index, verifier] of verifiers.entries()) {
-      await databases[index]?.migrate();
-      await at(index, "INSERT INTO partition_progress (partition) VALUES (0)");
-      await at(index, "INSERT INTO shard_head (shard, partition, revision) VALUES (0, 0, 0)");
-      await at(
-        index,
-        `INSERT INTO clusters SELECT '', 'a-cluster-with-a-usual-name-' || n, 0, 'active', 'n', '{}', '{}', '{}', NULL, 1, 'epoch', 'epoch', false, 1, n, 0
-         FROM generate_series(1, 40000) AS n`,
-      );
-      await at(index, `UPDATE clusters v SET digest = ${shapes.clusters.digest?.("v") ?? ""}`);
-      await databases[index]?.transaction((client) => resetDigest(client, 0));
-      await verifier.start();
-    }
-    const lines = async (): Promise<unknown[]> => {
+  const databases = new Map<string, Database>();
+  const urls = new Map<string, string>();
+  const verifiers = new Map<string, Verifier>();
+  const copies: Copies = {
+    databases,
+    urls,
+    verifiers,
+    messenger,
+    lost: () => false,
+    at: async (dc, sql) => (await databases.get(dc)?.pool.query<object>(sql))?.rows ?? [],
+    verify: async () => {
       const all: unknown[] = [];
-      for await (const { dc, equal, clusters } of verifiers[0]?.run(new AbortController().signal) ?? [])
+      for await (const { dc, equal, clusters } of verifiers.get(names[0] ?? "")?.run(new AbortController().signal) ??
+        [])
         all.push([dc, equal, [...clusters].sort()]);
       return all;
-    };
-    assert.deepEqual(await lines(), [
+    },
+    close: async () => void (await Promise.all([...databases.values()].map((database) => database.close()))),
+  };
+  for (const name of names) {
+    const url = await freshDatabase(server);
+    urls.set(name, url);
+    const database = new Database({ url, log: silentLogger, connections: 2, name });
+    databases.set(name, database);
+    await database.migrate();
+    await copies.at(name, "INSERT INTO partition_progress (partition) VALUES (0)");
+    await copies.at(
+      name,
+      `INSERT INTO shard_head (shard, partition, owner, epoch, position, revision)
+       SELECT s, 0, 'east', 1, 100000, 0 FROM generate_series(0, ${shardCount - 1}) AS s`,
+    );
+    await copies.at(
+      name,
+      `INSERT INTO clusters SELECT '', 'a-cluster-with-a-usual-name-' || n, n % ${shardCount}, 'active', 'n', '{}', '{}', '{}', NULL, 1, 'epoch', 'epoch', false, 1, n, 0
+       FROM generate_series(1, ${count * shardCount}) AS n`,
+    );
+    await copies.at(name, `UPDATE clusters v SET digest = ${shapes.clusters.digest?.("v") ?? ""}`);
+    for (let shard = 0; shard < shardCount; shard++) await database.transaction((client) => resetDigest(client, shard));
+    const verifier = new Verifier({
+      group: "test",
+      site: name,
+      shards: shardCount,
+      database,
+      messenger,
+      time: systemTime,
+      log: silentLogger,
+      datacenters: () => names,
+      owner: () => names[0] ?? null,
+      onMismatch: () => undefined,
+      tell: () => Promise.resolve(new Map()),
+    });
+    verifiers.set(name, verifier);
+    await verifier.start();
+  }
+  return copies;
+}
+
+test("verify names what differs in a shard of any size, in messages that fit", async () => {
+  const copies = await copiesOf(["east", "west"], 40_000);
+  try {
+    assert.deepEqual(await copies.verify(), [
       ["east", true, []],
       ["west", true, []],
     ]);
     const [changed, gone] = ["a-cluster-with-a-usual-name-17", "a-cluster-with-a-usual-name-39999"];
-    await at(1, `UPDATE clusters SET name = 'x' WHERE id = '${changed}'`);
-    await at(1, `DELETE FROM clusters WHERE id = '${gone}'`);
-    assert.deepEqual(await lines(), [
+    await copies.at("west", `UPDATE clusters SET name = 'x' WHERE id = '${changed}'`);
+    await copies.at("west", `DELETE FROM clusters WHERE id = '${gone}'`);
+    assert.deepEqual(await copies.verify(), [
       ["east", true, []],
       ["west", false, [changed, gone]],
     ]);
   } finally {
-    await Promise.all(databases.map((database) => database.close()));
+    await copies.close();
+  }
+});
+
+test("a shard whose rows can't be read, or not quickly, is said to give no answer, and holds up no other", async () => {
+  const copies = await copiesOf(["east", "west"], 1, 3);
+  const west = copies.databases.get("west") as Database;
+  const found: number[] = [];
+  const scrub = new DigestKeeper({
+    site: "west",
+    database: west,
+    map: { all: () => [0, 1, 2].map((shard) => ({ shard })) } as unknown as ShardMap,
+    gate: { enter: () => epoch(1) },
+    events: { committed: () => undefined },
+    place: () => ({ position: position(0) }),
+    time: systemTime,
+    log: silentLogger,
+    everyMs: 1_000_000,
+    scrubMs: 1,
+    active: () => true,
+    onDamage: (shard) => void found.push(shard),
+  });
+  const lines = async (): Promise<unknown[]> => {
+    const all: unknown[] = [];
+    for await (const line of copies.verifiers.get("east")?.run(new AbortController().signal) ?? [])
+      all.push([line.shard, line.dc, line.epoch, line.equal]);
+    return all;
+  };
+  const shardsAre = (...equal: readonly (readonly [number, boolean])[]): unknown[] =>
+    equal.flatMap(([epoch, same], shard) => [
+      [shard, "east", 1, true],
+      [shard, "west", epoch, same],
+    ]);
+  const slow = new Database({
+    url: copies.urls.get("west") ?? "",
+    log: silentLogger,
+    connections: 1,
+    name: "slow",
+    statementTimeoutMs: 1_000,
+  });
+  try {
+    const reading = (what: string): Promise<unknown> =>
+      copies.at(
+        "west",
+        `CREATE OR REPLACE FUNCTION readable(shard int) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN ${what}; RETURN true; END $$`,
+      );
+    await reading("IF shard = 0 THEN RAISE 'could not read block 7'; END IF");
+    await copies.at("west", "ALTER TABLE clusters RENAME TO stored");
+    await copies.at("west", "CREATE VIEW clusters AS SELECT * FROM stored WHERE readable(shard)");
+    assert.deepEqual(await lines(), shardsAre([0, false], [1, true], [1, true]));
+    await copies.at("west", "UPDATE stored SET name = 'x' WHERE shard = 2");
+    assert.deepEqual(await lines(), shardsAre([0, false], [1, true], [1, false]));
+    await scrub.start();
+    assert.ok(await until(() => found.length > 0, 20_000), "the scrub finds what is damaged behind that shard");
+    await scrub.stop();
+    assert.deepEqual(found, [2]);
+    // Longer than other statements may take.
+    await reading("PERFORM pg_sleep(1.2)");
+    assert.equal((await digestShards(slow, [0]))[0]?.clusters, 1);
+  } finally {
+    await scrub.stop();
+    await slow.close();
+    await copies.close();
+  }
+});
+
+test("a repair that is broken off can be repeated, and takes nothing from anybody", async () => {
+  const names = ["east", "west", "central"];
+  const copies = await copiesOf(names, 5_000);
+  const id = (n: number): string => `a-cluster-with-a-usual-name-${n}`;
+  const equal = names.map((dc) => [dc, true, []]);
+  /** Of what the operator's `dc` is asked to do. */
+  const repairer = (dc: string, time: Time): Repairer =>
+    new Repairer({
+      group: "test",
+      site: dc,
+      shards: 1,
+      database: copies.databases.get(dc) as Database,
+      messenger: copies.messenger,
+      time,
+      log: silentLogger,
+      owner: () => "east",
+      copies: { recopy: () => assert.fail(), recopied: () => assert.fail() },
+      digests: async (shard) => (await copies.verifiers.get(dc)?.digests(shard)) ?? new Map(),
+      tell: () => Promise.resolve(99_000),
+    });
+  const repair = (what: RepairRequest): Promise<{ readonly copied: number }> =>
+    repairer("central", systemTime).repair(what);
+  const everywhere = async (sql: string): Promise<void> =>
+    void (await Promise.all(names.map((dc) => copies.at(dc, sql))));
+  const counts = (): Promise<unknown[]> =>
+    Promise.all(names.map(async (dc) => (await copies.at(dc, "SELECT count(*)::int AS n FROM clusters"))[0]));
+  const all = names.map(() => ({ n: 5_000 }));
+  try {
+    for (const dc of names) await repairer(dc, systemTime).start();
+    // The owner has lost rows of several pages, and the connection breaks while they are copied.
+    await copies.at("east", "DELETE FROM clusters WHERE changed_position % 20 = 7");
+    let asked = 0;
+    copies.lost = ({ kind }) => kind === "rows" && ++asked > 1;
+    await assert.rejects(repair({ shard: 0 }), { code: "outcome_unknown" });
+    copies.lost = () => false;
+    assert.deepEqual(await repair({ shard: 0 }), { copied: 150 });
+    assert.deepEqual(await counts(), all);
+    assert.deepEqual(await copies.verify(), equal);
+    // One of two lost clusters.
+    await copies.at("east", `DELETE FROM clusters WHERE id IN ('${id(1)}', '${id(2)}')`);
+    assert.deepEqual(await repair({ clusterId: id(1) }), { copied: 1 });
+    assert.deepEqual(await copies.verify(), [
+      ["east", false, [id(2)]],
+      ["west", true, []],
+      ["central", true, []],
+    ]);
+    assert.deepEqual(await repair({ shard: 0 }), { copied: 1 });
+    assert.deepEqual(await counts(), all);
+
+    // A write on a row that was lost: what the rows should add up to is wrong from then on, where it was lost.
+    const at = new Date(now).toISOString();
+    for (const lost of ["west", "east"]) {
+      await copies.at(lost, `DELETE FROM clusters WHERE id = '${id(3)}'`);
+      await everywhere("UPDATE shard_head SET position = position + 1");
+      const [{ position: last } = { position: 0 }] = (await copies.at("east", "SELECT position FROM shard_head")) as {
+        position: number;
+      }[];
+      const row = {
+        ...{ tenant: "", id: id(3), shard: 0, status: "active", name: "again", spec: {}, state: {}, labels: {} },
+        ...{ expiresAt: null, version: 2, createdAt: at, updatedAt: at, deleted: false },
+        ...{ changedEpoch: 1, changedPosition: last },
+      };
+      for (const database of copies.databases.values())
+        await database.transaction((client) => upsert(client, shapes.clusters, [row]));
+      assert.notDeepEqual(await copies.verify(), equal);
+      assert.deepEqual(await repair({ shard: 0 }), { copied: 0 });
+      assert.deepEqual(await copies.verify(), equal);
+    }
+
+    // An owner whose rows are what it says that they should be, against two that agree on something else.
+    await copies.at("east", `DELETE FROM clusters WHERE id = '${id(4)}'`);
+    await copies.databases.get("east")?.transaction((client) => resetDigest(client, 0));
+    await assert.rejects(repair({ shard: 0 }), { code: "invalid_request" });
+    assert.deepEqual(await counts(), [{ n: 4_999 }, { n: 5_000 }, { n: 5_000 }]);
+    assert.deepEqual(await repair({ shard: 0, from: "west" }), { copied: 1 });
+    assert.deepEqual(await copies.verify(), equal);
+
+    // Copies that never stand at the same place: the log's comparison tells that one differs.
+    await everywhere("UPDATE shard_head SET compared_epoch = epoch, compared_position = position");
+    await copies.at("west", `UPDATE clusters v SET name = 'wrong' WHERE id = '${id(5)}'`);
+    await copies.at(
+      "west",
+      `UPDATE clusters v SET digest = ${shapes.clusters.digest?.("v") ?? ""} WHERE id = '${id(5)}'`,
+    );
+    await copies.databases.get("west")?.transaction((client) => resetDigest(client, 0));
+    await copies.at("west", "UPDATE shard_head SET compared_equal = false, position = position + 1");
+    const faster = 20;
+    const hurried: Time = {
+      ...systemTime,
+      monotonic: () => systemTime.monotonic() * faster,
+      sleep: (ms, signal) => systemTime.sleep(ms / faster, signal),
+    };
+    await repairer("west", hurried).start();
+    assert.deepEqual(await repairer("central", hurried).repair({ shard: 0 }), { copied: 1 });
+    await copies.at("west", "UPDATE shard_head SET position = position - 1");
+    assert.deepEqual(await copies.verify(), equal);
+  } finally {
+    await copies.close();
   }
 });
 

@@ -42,6 +42,7 @@ export function moveRoutes({ extensions }: Backend): Route[] {
         extensions.repair?.(context, {
           ...(body.shard === undefined ? undefined : { shard: body.shard }),
           ...(body.clusterId === undefined ? undefined : { clusterId: body.clusterId }),
+          ...(body.from === undefined ? undefined : { from: body.from }),
         }) ?? missing(),
     }),
   ];
