@@ -229,6 +229,41 @@ describe("loads, digests, repair", { timeout: 240_000 }, () => {
     assert.equal((await send(stack, "central", "GET", `/v1/clusters/${more}`)).status, 404);
   });
 
+  it("and a copy that adds up to something else than the log's digest says", async () => {
+    const [id = ""] = idsOf(map, "west", "summed", 1);
+    const shard = shardOf(id, shards);
+    await allEqual(stack, "east");
+    await query("east", "UPDATE shard_head SET digest = digest # 4711 WHERE shard = $1", [shard]);
+    body(await send(stack, "east", "PUT", `/v1/clusters/${id}`, { name: "right", spec: {} }), 201);
+    const alarm = await stack.until(
+      () =>
+        stack
+          .logs("east")
+          .split("\n")
+          .filter((line) => line.includes("a copy is not what it should be") && line.includes('"logged"'))
+          .map((line) => JSON.parse(line) as { shard: number; position: number; logged: number; found: number })
+          .find((each) => each.shard === shard),
+      30_000,
+      "east compares its copy with a digest in the log",
+    );
+    assert.equal(BigInt(alarm.found), BigInt(alarm.logged) ^ 4711n);
+    const { entries } = await readLog(stack, "west");
+    assert.deepEqual(
+      entries
+        .filter((entry) => entry.shard === shard && entry.position === alarm.position)
+        .map(({ owner, record }) => [owner, record.type, record.digest]),
+      [["west", "digest", alarm.logged]],
+    );
+    const bad = (await verify()).filter((line) => !line.equal);
+    assert.deepEqual(
+      bad.map((line) => [line.shard, line.dc, line.clusters]),
+      [[shard, "east", []]],
+    );
+    // Its rows are right.
+    assert.deepEqual(body(await send(stack, "west", "POST", "/v1/repair", { shard }), 200), { copied: 0 });
+    await allEqual(stack, "east");
+  });
+
   const stoppedIn = async (dc: string): Promise<[number, string | undefined][]> =>
     (await shardMap(stack, dc)).filter((each) => each.stopped !== undefined).map((each) => [each.shard, each.stopped]);
   const put = async (id: string): Promise<Json> =>
