@@ -301,7 +301,7 @@ export class Snapshots implements Service {
     const chunk = await (ahead?.key === keyOf(dc, attempt, request) ? ahead.chunk : this.#ask<Chunk>(dc, request));
     // The next one comes while this one is stored.
     if (chunk.last !== null) {
-      const next = { ...request, after: chunk.last };
+      const next = { ...request, after: chunk.last, since: loading.since };
       const asked = this.#ask<Chunk>(dc, next);
       asked.catch(() => undefined);
       this.#ahead.set(shard, { key: keyOf(dc, attempt, next), chunk: asked });
