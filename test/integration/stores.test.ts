@@ -1,18 +1,19 @@
 import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
-import { unpack } from "msgpackr";
+import { pack, unpack } from "msgpackr";
 import { systemTime, type Time } from "../../infra/clock.js";
 import { asError, Problem } from "../../infra/errors.js";
 import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
-import { NoAnswer, TooLarge, type Message, type Messenger } from "../../infra/nats/messaging.js";
-import { Database } from "../../infra/postgres/database.js";
+import { NoAnswer, TooLarge, type Link, type Message, type Messenger } from "../../infra/nats/messaging.js";
+import { Database, type Client } from "../../infra/postgres/database.js";
 import { seededRandom } from "../../infra/random.js";
-import type { Chunk, Folded } from "../../replication/copy-source.js";
+import { CopySource, type Chunk, type ChunkRequest, type Folded } from "../../replication/copy-source.js";
 import { copyTables } from "../../replication/copy-tables.js";
 import { digestShards, resetDigest } from "../../replication/digest.js";
 import { DigestKeeper } from "../../replication/digest-keeper.js";
 import type { FullHead } from "../../replication/heads.js";
+import { startLoading } from "../../replication/loading.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
 import { lockOwned, PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
@@ -25,6 +26,7 @@ import {
 } from "../../replication/replica-store.js";
 import { PostgresRestoreStore, type RestoreStore } from "../../replication/restore-store.js";
 import { SnapshotStore } from "../../replication/snapshot-store.js";
+import { Snapshots } from "../../replication/snapshot.js";
 import { shapes, upsert } from "../../replication/rows.js";
 import { Unit } from "../../replication/unit.js";
 import { epoch, partition, position, shardId, type ShardId } from "../../shards/ids.js";
@@ -702,6 +704,8 @@ interface Copies {
   readonly urls: ReadonlyMap<string, string>;
   readonly verifiers: ReadonlyMap<string, Verifier>;
   readonly messenger: Messenger;
+  /** By subject. */
+  readonly handlers: ReadonlyMap<string, (message: Message) => void>;
   /** Questions for which it says true get no answer. */
   lost: (question: Readonly<Record<string, unknown>>) => boolean;
   at(dc: string, sql: string): Promise<unknown[]>;
@@ -735,6 +739,7 @@ async function copiesOf(names: readonly string[], count: number, shardCount = 1)
     urls,
     verifiers,
     messenger,
+    handlers,
     lost: () => false,
     at: async (dc, sql) => (await databases.get(dc)?.pool.query<object>(sql))?.rows ?? [],
     verify: async () => {
@@ -861,6 +866,144 @@ test("a shard whose rows can't be read, or not quickly, is said to give no answe
   } finally {
     await scrub.stop();
     await slow.close();
+    await copies.close();
+  }
+});
+
+test("a load goes on where it was stored, from whoever answers, and loses nothing that was open at a cut", async () => {
+  const copies = await copiesOf(["east", "central", "west"], 5_000);
+  const [east, central, west] = [...copies.databases.values()] as [Database, Database, Database];
+  const store = new SnapshotStore(west, "west");
+  const restores = new PostgresRestoreStore(west);
+  const asked: { readonly dc: string; readonly after: string | null; readonly since: unknown }[] = [];
+  let differing = 0;
+  /** Whether the chunk gets an answer, and what is done to it. */
+  let answers: (dc: string, after: string | null) => boolean = () => true;
+  let altered: (dc: string, chunk: Chunk) => Chunk = (_dc, chunk) => chunk;
+  const collect: Link["collect"] = async (subject, data) => {
+    const [, dc = ""] = /dc\.(.*)\.snapshot/.exec(subject) ?? [];
+    const request = unpack(data) as ChunkRequest;
+    const after = request.after === null ? null : String(request.after.at(-1));
+    if (request.table === "clusters") {
+      asked.push({ dc, after, since: request.since });
+      if (!answers(dc, after)) throw new NoAnswer(subject);
+    }
+    const parts: Uint8Array[] = [];
+    await new Promise<void>((resolve) => {
+      const respond = (part: Uint8Array): void => void (part.length === 0 ? resolve() : parts.push(part));
+      copies.handlers.get(subject)?.({ subject, data, respond });
+    });
+    const { ok } = unpack(Buffer.concat(parts)) as { ok: Chunk };
+    const whole = request.table === "clusters" ? altered(dc, ok) : ok;
+    return [{ data: pack({ ok: whole }) }] as unknown as Awaited<ReturnType<Link["collect"]>>;
+  };
+  const loader = (): Snapshots =>
+    new Snapshots({
+      group: "test",
+      link: { collect },
+      store,
+      applier: { lost: [], hold: () => undefined, release: () => Promise.resolve() },
+      partitions: 1,
+      state: () => Promise.resolve(undefined),
+      hasStopped: () => false,
+      canRead: () => Promise.resolve(false),
+      sources: () => ["east", "central"],
+      time: systemTime,
+      random: seededRandom(1),
+      log: silentLogger,
+      active: () => true,
+      onJumped: () => Promise.resolve(),
+      onChunk: () => undefined,
+      onDiffers: () => void differing++,
+    });
+  const place = async (): Promise<string | null | undefined> => {
+    const [loading] = await store.loading();
+    return loading === undefined ? undefined : loading.after === null ? null : String(loading.after.at(-1));
+  };
+  const load = async (): Promise<void> => {
+    const snapshots = loader();
+    await snapshots.start();
+    assert.ok(await until(async () => (await place()) === undefined, 30_000), "the shard is loaded");
+    await snapshots.stop();
+  };
+  const waits = async (): Promise<boolean> => {
+    await restores.settle();
+    return (await restores.waiting()).length > 0;
+  };
+  const at = new Date(now).toISOString();
+  const late = {
+    ...{ tenant: "", id: "a-cluster-0", shard: 0, status: "active", name: "late", spec: {}, state: {}, labels: {} },
+    ...{ expiresAt: null, version: 1, createdAt: at, updatedAt: at, deleted: false },
+    ...{ changedEpoch: epoch(1), changedPosition: position(100_001) },
+  };
+  const writeLate = async (client: Client): Promise<void> => {
+    await client.query("SET LOCAL idle_in_transaction_session_timeout = 0");
+    await client.query("UPDATE shard_head SET position = 100001");
+    await upsert(client, shapes.clusters, [late]);
+  };
+  const equal = ["east", "central", "west"].map((dc) => [dc, true, []]);
+  const open = await east.connect();
+  try {
+    for (const [dc, database] of copies.databases)
+      await new CopySource({
+        group: "test",
+        site: dc,
+        database,
+        messenger: copies.messenger,
+        log: silentLogger,
+      }).start();
+    // The first chunk is cut beside an open transaction at the owner, then nobody answers, and the loader is gone.
+    await open.query("BEGIN");
+    await writeLate(open);
+    await copies.at("west", "DELETE FROM clusters");
+    await store.reload(shardId(0), "first");
+    answers = (_dc, after) => after === null;
+    const killed = loader();
+    await killed.start();
+    assert.ok(await until(async () => (await place()) !== null, 30_000), "a chunk is stored");
+    await killed.stop();
+    const stored = await place();
+    assert.ok(typeof stored === "string");
+    await open.query("COMMIT");
+    await central.transaction(writeLate);
+
+    // The next one goes on there. The owner fails in the middle of the table, then another's rows arrive damaged once.
+    asked.length = 0;
+    answers = (dc, after) => dc !== "east" || after === stored;
+    let damaged: string | null | undefined;
+    altered = (dc, chunk) => {
+      if (dc !== "central" || damaged !== undefined) return chunk;
+      damaged = asked.findLast((each) => each.dc === dc)?.after;
+      return { ...chunk, digest: `${BigInt(chunk.digest) + 1n}` };
+    };
+    await load();
+    assert.deepEqual(asked[0], { dc: "east", after: stored, since: null });
+    assert.equal(asked.filter(({ after }) => after === null).length, 0, "nothing is loaded from the start again");
+    assert.equal(differing, 1);
+    assert.ok(asked.filter(({ dc, after }) => dc === "central" && after === damaged).length > 1, "the range again");
+    // Later chunks were cut behind that transaction: the copy counts once the log has brought it here, too.
+    assert.equal(await waits(), true);
+    assert.deepEqual(await copies.at("west", "SELECT count(*)::int AS n FROM clusters"), [{ n: 5_000 }]);
+    await west.transaction(writeLate);
+    assert.equal(await waits(), false);
+    assert.deepEqual(await copies.verify(), equal);
+
+    // Only what has changed is asked for; where the rest is not what it was, the whole range is.
+    await copies.at("west", "UPDATE clusters SET name = 'x' WHERE id = 'a-cluster-with-a-usual-name-17'");
+    const since = { epoch: epoch(1), position: position(4_000) };
+    await west.transaction((client) =>
+      startLoading(client, { shard: shardId(0), since, from: since, attempt: "second" }),
+    );
+    asked.length = 0;
+    answers = () => true;
+    await load();
+    const whole = new Set(asked.filter((each) => each.since === null).map(({ after }) => after));
+    assert.equal(whole.size, 1);
+    assert.ok(asked.some((each) => each.since !== null && whole.has(each.after)));
+    assert.equal(await waits(), false);
+    assert.deepEqual(await copies.verify(), equal);
+  } finally {
+    open.release(true);
     await copies.close();
   }
 });
