@@ -165,8 +165,11 @@ export class Face implements Datacenter {
     let tried: Route = "local";
     try {
       const now = this.#p.time.monotonic();
-      rooms.push(await this.#writes.takeRows(tenant, rows.length, now + ownTurn * (context.deadline - now)));
-      for (const row of rows) rooms.push(await this.#quotas.reserve(tenant, row.id));
+      // A repetition writes nothing more, so it waits for no turn of its own.
+      if (!(await this.#wasLoaded(tenant, context.idempotencyKey, shard))) {
+        rooms.push(await this.#writes.takeRows(tenant, rows.length, now + ownTurn * (context.deadline - now)));
+        for (const row of rows) rooms.push(await this.#quotas.reserve(tenant, row.id));
+      }
       const { result, route } = await this.#p.router.execute({
         shard,
         command: { type: "cluster.load", shard, rows },
@@ -183,6 +186,7 @@ export class Face implements Datacenter {
         tried: (route) => (tried = route),
       });
       result.confirm?.();
+      if (result.replayed === true) for (const back of rooms) back();
       this.#p.metrics.writes.inc({ ...labels, outcome: "ok", route }, rows.length);
       return result;
     } catch (failure) {
@@ -192,6 +196,13 @@ export class Face implements Datacenter {
       this.#p.metrics.writes.inc({ ...labels, outcome, route: tried }, rows.length);
       throw error;
     }
+  }
+
+  /** Whether this key's load has taken effect, as far as this copy is; only of a tenant with limits. */
+  async #wasLoaded(tenant: string, key: string | undefined, shard: ShardId): Promise<boolean> {
+    if (key === undefined || !this.#writes.limited(tenant)) return false;
+    const since = this.#p.time.wall() - this.#p.config.idempotencyRetentionMs;
+    return (await this.#p.queries.keys(tenant, key, since)).some((row) => row.shard === shard);
   }
 
   async getCluster(context: RequestContext, id: string): Promise<Reply> {

@@ -12,6 +12,12 @@ export class WriteRates {
     private readonly time: Time,
   ) {}
 
+  /** Whether the tenant's writes are counted, or its clusters. */
+  limited(tenant: string): boolean {
+    const limits = this.book.limits(tenant);
+    return limits !== undefined && (limits.writesPerSecond !== null || limits.maxClusters !== null);
+  }
+
   /** Counts one write. @throws Problem quota_exceeded */
   take(tenant: string): void {
     const waitSeconds = this.#try(tenant, 1);

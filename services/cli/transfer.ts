@@ -1,14 +1,18 @@
 import { randomUUID } from "node:crypto";
 import {
+  closeSync,
   createReadStream,
-  createWriteStream,
   existsSync,
+  openSync,
   readFileSync,
   renameSync,
   rmSync,
   statSync,
+  truncateSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
+import path from "node:path";
 import type { Writable } from "node:stream";
 import type { Command } from "commander";
 import { Failure, UsageError } from "./failure.js";
@@ -83,24 +87,22 @@ export function addTransfer(clusters: Command): void {
   );
 }
 
-async function importClusters(session: Session, options: ImportOptions, file: string | undefined): Promise<number> {
-  const path = file === undefined || file === "-" ? undefined : file;
-  if (path !== undefined && !existsSync(path)) throw new UsageError(`${path}: there is no such file`);
-  const journal = path === undefined || session.dryRun ? undefined : ImportJournal.open(path, options.restart === true);
-  const key = options.key ?? journal?.key ?? randomUUID();
-  const started = journal?.done ?? { line: 0, byte: 0 };
+async function importClusters(session: Session, options: ImportOptions, given: string | undefined): Promise<number> {
+  const file = given === undefined || given === "-" ? undefined : given;
+  if (file !== undefined && !existsSync(file)) throw new UsageError(`${file}: there is no such file`);
+  const journal =
+    file === undefined || session.dryRun ? undefined : ImportJournal.open(file, options.restart === true, options.key);
+  const key = journal?.key ?? options.key ?? randomUUID();
+  const started = journal?.reached ?? nothing;
   if (started.line > 0) session.say(`goes on behind line ${started.line}\n`);
   const rejects =
-    options.rejects === undefined || session.dryRun
-      ? undefined
-      : createWriteStream(options.rejects, { flags: started.line > 0 ? "a" : "w" });
-  const total = path === undefined ? undefined : statSync(path).size;
+    options.rejects === undefined || session.dryRun ? undefined : RejectsFile.open(options.rejects, started.rejects);
+  const total = file === undefined ? undefined : statSync(file).size;
   const refused: Result[] = [];
   const began = performance.now();
-  let done = 0;
-  let rejected = 0;
+  let { done, rejected } = started;
   for await (const slice of slicesOf(
-    path === undefined ? process.stdin : createReadStream(path, { start: started.byte }),
+    file === undefined ? process.stdin : createReadStream(file, { start: started.byte }),
     started,
   )) {
     const results = session.dryRun
@@ -114,14 +116,24 @@ async function importClusters(session: Session, options: ImportOptions, file: st
       const line = slice.first + result.line;
       rejected++;
       if (refused.length < 1000) refused.push({ ...result, line });
-      rejects?.write(`${JSON.stringify({ ...result, line, input: slice.lines[result.line - 1] ?? "" })}\n`);
+      rejects?.add({ ...result, line, input: slice.lines[result.line - 1] ?? "" });
       process.stderr.write(`line ${line}: ${result.code}: ${result.detail ?? ""}\n`);
     }
-    journal?.reached({ line: slice.first + slice.lines.length, byte: slice.endByte });
-    session.say(progressText(done, performance.now() - began, slice.endByte - started.byte, total, started.byte));
+    // Refused lines are in their file before they count as dealt with.
+    const place = rejects?.flush();
+    journal?.advance({
+      line: slice.first + slice.lines.length,
+      byte: slice.endByte,
+      done,
+      rejected,
+      ...(place === undefined ? {} : { rejects: place }),
+    });
+    session.say(
+      progressText(done - started.done, performance.now() - began, slice.endByte - started.byte, total, started.byte),
+    );
   }
   endProgress();
-  if (rejects !== undefined) await new Promise<void>((resolve) => rejects.end(resolve));
+  rejects?.close();
   journal?.end();
   session.show({ done, rejected, rejects: refused }, `${done} done, ${rejected} refused`);
   return rejected === 0 ? 0 : 1;
@@ -172,22 +184,17 @@ async function* slicesOf(
 }
 
 /**
- * Lines beyond the tenant's writes a second are sent again as long as some get through. They had no effect, so they go under a key of
- * their own.
+ * Lines beyond the tenant's writes a second are sent again as long as some get through: the whole slice, under its one key, so that ids
+ * which follow from key and line stay the same, and a line takes effect once, whenever the import is interrupted and repeated.
  */
 async function sendAll(session: Session, slice: Slice, key: string): Promise<Result[]> {
-  const results = await sendSlice(session, slice, key);
-  const places = new Map(results.map(({ line }, index) => [line, index]));
-  for (;;) {
-    const left = results.filter(({ code }) => code === "quota_exceeded");
-    if (left.length === 0) return results;
-    const lines = left.map(({ line }) => slice.lines[line - 1] ?? "");
-    const again = await sendSlice(session, { ...slice, lines }, randomUUID());
-    for (const result of again) {
-      const { line } = left[result.line - 1] ?? result;
-      results[places.get(line) ?? results.length] = { ...result, line };
-    }
-    if (again.every(({ code }) => code === "quota_exceeded")) return results;
+  const beyond = (results: readonly Result[]): number => results.filter(({ code }) => code === "quota_exceeded").length;
+  for (let before = Infinity; ;) {
+    const results = await sendSlice(session, slice, key);
+    const left = beyond(results);
+    if (left === 0 || left >= before) return results;
+    before = left;
+    session.say(`${left} lines beyond what the tenant may write go again`);
   }
 }
 
@@ -217,44 +224,100 @@ function progressText(done: number, ms: number, bytes: number, total: number | u
   return `${bar(share)}, ${rate}, ${left} s left`;
 }
 
-/** How far the import of a file is, beside the file: one that was interrupted goes on there when it is repeated. */
+/** How far an import is. */
+interface Reached {
+  readonly line: number;
+  readonly byte: number;
+  /** Lines that took effect, and that were refused. */
+  readonly done: number;
+  readonly rejected: number;
+  /** Where the refused ones are, and how many bytes they take there. */
+  readonly rejects?: RejectsPlace;
+}
+
+interface RejectsPlace {
+  readonly path: string;
+  readonly bytes: number;
+}
+
+const nothing: Reached = { line: 0, byte: 0, done: 0, rejected: 0 };
+
+/** How far the import of a file is, beside the file: one that was interrupted goes on there, with its key, when it is repeated. */
 class ImportJournal {
   private constructor(
     private readonly path: string,
     readonly key: string,
     private readonly of: string,
-    readonly done: { readonly line: number; readonly byte: number },
+    readonly reached: Reached,
   ) {}
 
-  static open(file: string, anew: boolean): ImportJournal {
+  /** @param key another one than the interrupted import's begins anew */
+  static open(file: string, anew: boolean, key: string | undefined): ImportJournal {
     const path = `${file}.import`;
     const { size, mtimeMs } = statSync(file);
     const of = `${size} ${mtimeMs}`;
     if (!anew && existsSync(path)) {
       try {
-        const found = JSON.parse(readFileSync(path, "utf8")) as { key: string; of: string; line: number; byte: number };
-        if (found.of === of) return new ImportJournal(path, found.key, of, found);
+        const found = JSON.parse(readFileSync(path, "utf8")) as Reached & { key: string; of: string };
+        if (found.of === of && (key === undefined || key === found.key))
+          return new ImportJournal(path, found.key, of, { ...nothing, ...found });
       } catch {
         // What can't be read is begun anew.
       }
     }
-    const journal = new ImportJournal(path, randomUUID(), of, { line: 0, byte: 0 });
-    journal.reached(journal.done);
+    const journal = new ImportJournal(path, key ?? randomUUID(), of, nothing);
+    journal.advance(nothing);
     return journal;
   }
 
   /** In a folder that can't be written, an import can't be taken up again; it is carried out all the same. */
-  reached(done: { readonly line: number; readonly byte: number }): void {
+  advance(reached: Reached): void {
     try {
-      writeFileSync(`${this.path}.new`, JSON.stringify({ key: this.key, of: this.of, ...done }));
+      writeFileSync(`${this.path}.new`, JSON.stringify({ ...reached, key: this.key, of: this.of }));
       renameSync(`${this.path}.new`, this.path);
     } catch (error) {
-      if (done.line === 0) process.stderr.write(`hothot: ${this.path} can't be written: ${(error as Error).message}\n`);
+      if (reached.line === 0)
+        process.stderr.write(`hothot: ${this.path} can't be written: ${(error as Error).message}\n`);
     }
   }
 
   end(): void {
     rmSync(this.path, { force: true });
+  }
+}
+
+/** The lines that were refused, each once: what an interrupted import wrote beyond its last step is written anew. */
+class RejectsFile {
+  #waiting = "";
+
+  private constructor(
+    private readonly file: number,
+    private readonly path: string,
+    private bytes: number,
+  ) {}
+
+  static open(name: string, before: RejectsPlace | undefined): RejectsFile {
+    const place = path.resolve(name);
+    const kept = before?.path === place && existsSync(place) ? Math.min(before.bytes, statSync(place).size) : 0;
+    if (kept > 0) truncateSync(place, kept);
+    return new RejectsFile(openSync(place, kept > 0 ? "a" : "w"), place, kept);
+  }
+
+  add(line: Row): void {
+    this.#waiting += `${JSON.stringify(line)}\n`;
+  }
+
+  /** @returns where they are; the system has them when this returns */
+  flush(): RejectsPlace {
+    const bytes = Buffer.from(this.#waiting);
+    this.#waiting = "";
+    for (let at = 0; at < bytes.length;) at += writeSync(this.file, bytes, at);
+    this.bytes += bytes.length;
+    return { path: this.path, bytes: this.bytes };
+  }
+
+  close(): void {
+    closeSync(this.file);
   }
 }
 

@@ -1,7 +1,7 @@
 import { sql } from "kysely";
 import { Problem } from "../../infra/errors.js";
 import type { Db } from "../../infra/postgres/database.js";
-import type { ClusterRow, JobRow, TaskRow } from "../../replication/entities.js";
+import type { ClusterRow, JobRow, KeyRow, TaskRow } from "../../replication/entities.js";
 import type { ShardId } from "../../shards/ids.js";
 import type { ClusterQuery, JobQuery, Page } from "../api.js";
 
@@ -48,6 +48,18 @@ export class Queries {
       .where("tenant", "=", tenant)
       .where("id", "=", id)
       .executeTakeFirst()) as JobRow | undefined;
+  }
+
+  /** What the key was used for since then (milliseconds since 1970), as far as this copy is; the first use first. */
+  async keys(tenant: string, key: string, since: number): Promise<KeyRow[]> {
+    return (await this.db
+      .selectFrom("idempotencyKeys")
+      .selectAll()
+      .where("tenant", "=", tenant)
+      .where("key", "=", key)
+      .where("createdAt", ">", new Date(since).toISOString())
+      .orderBy("createdAt")
+      .execute()) as unknown as KeyRow[];
   }
 
   async jobs(tenant: string, query: JobQuery): Promise<{ rows: JobRow[]; next: string | null }> {

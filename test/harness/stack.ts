@@ -189,22 +189,25 @@ export async function freshStackFolder(
   return { dir: freshFolder("stack"), portBase: ports.base, release };
 }
 
-/** Runs the command-line program as a user does; with `killAt` it gets a SIGKILL as soon as it says that. */
+/** Runs the command-line program as a user does, `input` on a pipe; with `killAt` it gets a SIGKILL as soon as it says that. */
 export function runCli(
   args: readonly string[],
   env: Readonly<Record<string, string>> = {},
   killAt?: RegExp,
   timeoutMs = cliMs,
+  input?: string,
 ): Promise<CliResult> {
   return new Promise((resolve, reject) => {
     const clean = Object.fromEntries(
       Object.entries(process.env).filter(([name]) => !name.startsWith("HOTHOT_") && name !== "NODE_TEST_CONTEXT"),
     );
     const child = spawn(process.execPath, [path.join(checkout, "infra/local/hothot.mjs"), ...args], {
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["pipe", "pipe", "pipe"],
       env: { ...clean, ...env },
       timeout: timeoutMs,
     });
+    // One that is killed reads no more.
+    child.stdin.on("error", () => undefined).end(input);
     let stdout = "";
     let stderr = "";
     child.stdout.setEncoding("utf8").on("data", (text: string) => (stdout += text));

@@ -210,36 +210,135 @@ describe("the command line", () => {
     assert.equal(existsSync(`${file}.import`), false);
   });
 
-  it("imports again what was beyond the tenant's writes a second, as long as some gets through", async () => {
-    let room = 2;
+  /**
+   * A service that takes effect as the real one does: a key and line once, with the id that follows from them. Of each request it takes
+   * `room` new lines; those named bad are refused.
+   */
+  const loading = (room: number) => {
+    const clusters = new Map<string, number>();
+    const answered = new Map<string, string>();
     const bodies: string[] = [];
-    answer = (_request, response) => {
+    const service = {
+      clusters,
+      bodies,
+      room,
+      /** Once nothing more is answered. */
+      silentAt: Infinity,
+    };
+    answer = (request, response) => {
+      const key = String(request.headers["idempotency-key"]);
       const lines = (seen.at(-1)?.body ?? "").split("\n");
       bodies.push(lines.filter((line) => line !== "").join(","));
-      let left = room;
       response.setHeader("content-type", "application/x-ndjson");
-      for (const [index, line] of lines.entries())
-        if (line !== "")
-          response.write(
-            `${JSON.stringify({ line: index + 1, status: left > 0 ? 201 : 429, ...(left-- > 0 ? { version: 1 } : { code: "quota_exceeded", detail: "slowly" }) })}\n`,
-          );
-      response.end();
+      let left = service.room;
+      const out = lines.flatMap((line, index): string[] => {
+        if (line === "") return [];
+        const place = `${key}:${index + 1}`;
+        const refusal = (status: number, code: string): string[] => [
+          JSON.stringify({ line: index + 1, status, code, detail: "no" }),
+        ];
+        if (line.includes("bad")) return refusal(400, "invalid_request");
+        if (!answered.has(place)) {
+          if (left-- <= 0) return refusal(429, "quota_exceeded");
+          const id = (JSON.parse(line) as { id?: string }).id ?? `made-${place}`;
+          clusters.set(id, (clusters.get(id) ?? 0) + 1);
+          answered.set(place, JSON.stringify({ line: index + 1, id, status: 201, version: 1 }));
+        }
+        return [answered.get(place) ?? ""];
+      });
+      if (bodies.length < service.silentAt) response.end(`${out.join("\n")}\n`);
     };
+    return service;
+  };
+
+  it("imports again what was beyond the tenant's writes a second, as long as some gets through", async () => {
     const file = path.join(dir, "quota.ndjson");
     writeFileSync(file, "1\n\n2\n3\n4\n5\n");
     const run = async () => {
-      bodies.length = 0;
       const { code, stdout } = await runCli(["clusters", "import", file, "--url", url, "--json"]);
       const { done, rejects } = JSON.parse(stdout) as { done: number; rejects: { line: number }[] };
-      return { code, done, rejected: rejects.map(({ line }) => line), bodies: [...bodies] };
+      return { code, done, rejected: rejects.map(({ line }) => line) };
     };
-    assert.deepEqual(await run(), { code: 0, done: 5, rejected: [], bodies: ["1,2,3,4,5", "3,4,5", "5"] });
-    room = 0;
-    assert.deepEqual(await run(), {
-      code: 1,
-      done: 0,
-      rejected: [1, 3, 4, 5, 6],
-      bodies: ["1,2,3,4,5", "1,2,3,4,5"],
+    // The same request each time: what took effect is answered again.
+    const some = loading(2);
+    assert.deepEqual(await run(), { code: 0, done: 5, rejected: [] });
+    assert.deepEqual(some.bodies, ["1,2,3,4,5", "1,2,3,4,5", "1,2,3,4,5"]);
+    const none = loading(0);
+    assert.deepEqual(await run(), { code: 1, done: 0, rejected: [1, 3, 4, 5, 6] });
+    assert.equal(none.bodies.length, 2);
+  });
+
+  describe("an import that was killed and repeated takes each row once", () => {
+    const rows = Array.from({ length: 8 }, (_, i) =>
+      JSON.stringify(i === 3 ? { id: "named", name: "d" } : { name: `n${i}` }),
+    );
+    const again = /(go again[^]*){2}/;
+
+    it("of a file", async () => {
+      const file = path.join(dir, "killed.ndjson");
+      writeFileSync(file, `${rows.join("\n")}\n`);
+      const service = loading(2);
+      const args = ["clusters", "import", file, "--url", url, "--json"];
+      assert.equal((await runCli(args, {}, again)).stdout, "");
+      assert.ok(service.clusters.size >= 4, "it was under way");
+      const { code, stdout, stderr } = await runCli(args);
+      assert.equal(code, 0, stderr);
+      assert.equal((JSON.parse(stdout) as { done: number }).done, 8);
+      assert.equal(service.clusters.size, 8);
+      assert.deepEqual(new Set(service.clusters.values()), new Set([1]));
+      assert.equal(existsSync(`${file}.import`), false);
+    });
+
+    it("of a pipe, with a key, and of a file that is taken up without naming the key again", async () => {
+      const input = `${rows.join("\n")}\n`;
+      const file = path.join(dir, "keyed.ndjson");
+      writeFileSync(file, input);
+      for (const [first, second] of [
+        [
+          ["--key", "nightly"],
+          ["--key", "nightly"],
+        ],
+        [[file, "--key", "mine"], [file]],
+      ] as const) {
+        const service = loading(3);
+        const args = (more: readonly string[]): string[] => ["clusters", "import", ...more, "--url", url, "--json"];
+        await runCli(args(first), {}, again, undefined, input);
+        assert.ok(service.clusters.size >= 3, "it was under way");
+        const { code, stderr } = await runCli(args(second), {}, undefined, undefined, input);
+        assert.equal(code, 0, stderr);
+        assert.equal(service.clusters.size, 8);
+        assert.deepEqual(new Set(service.clusters.values()), new Set([1]));
+      }
+    });
+
+    it("and writes each refused line once, with the whole import's outcome", async () => {
+      const file = path.join(dir, "refused.ndjson");
+      const rejects = path.join(dir, "refused.out");
+      // Three requests: the first two are answered before the kill.
+      const long = "x".repeat(4_000_000);
+      const lines = ["bad 1", JSON.stringify({ name: long }), JSON.stringify({ name: long }), "bad 4", "bad 5"];
+      lines.push(JSON.stringify({ name: long }), JSON.stringify({ name: long }), "bad 8");
+      writeFileSync(file, `${lines.join("\n")}\n`);
+      writeFileSync(rejects, "of another import\n");
+      const service = loading(Infinity);
+      service.silentAt = 3;
+      const args = ["clusters", "import", file, "--rejects", rejects, "--url", url, "--json"];
+      await runCli(args, {}, /line 5[^]*done/);
+      const written = (): number[] =>
+        readFileSync(rejects, "utf8")
+          .trimEnd()
+          .split("\n")
+          .map((line) => (JSON.parse(line) as { line: number }).line);
+      assert.deepEqual(written(), [1, 4, 5]);
+      // As if it had been killed between the lines and the word that they are dealt with.
+      writeFileSync(rejects, `${readFileSync(rejects, "utf8")}{"line":8`);
+      service.silentAt = Infinity;
+      const { code, stdout } = await runCli(args);
+      assert.equal(code, 1);
+      assert.deepEqual(written(), [1, 4, 5, 8]);
+      const { done, rejected } = JSON.parse(stdout) as { done: number; rejected: number };
+      assert.deepEqual([done, rejected], [4, 4]);
+      assert.equal(service.clusters.size, 4);
     });
   });
 

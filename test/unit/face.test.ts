@@ -19,6 +19,9 @@ function standing(writesPerSecond: number | null = null) {
   const nothing = (): void => undefined;
   const asked: { readonly what: string; readonly at: number; readonly waitMs?: number; readonly rows?: number }[] = [];
   const ended: { last: number }[] = [];
+  /** Keys that the owner knows, and those that have arrived here. */
+  const used = new Set<string>();
+  const copied = new Set<string>();
   let failure: Problem | undefined;
   const progress = new Progress(time, { head: () => undefined } as never);
   const parts = {
@@ -51,11 +54,14 @@ function standing(writesPerSecond: number | null = null) {
         return [];
       },
     },
+    queries: { keys: async (_tenant: string, key: string) => (copied.has(key) ? [{ shard: 1 }] : []) },
     router: {
-      execute: async ({ command }: { command: { rows: unknown[] } }) => {
+      execute: async ({ command, context }: { command: { rows: unknown[] }; context: { key: string | null } }) => {
         if (failure !== undefined) throw failure;
         asked.push({ what: "load", at: time.monotonic(), rows: command.rows.length });
-        return { result: { status: 200, body: [] }, route: "local" };
+        const replayed = context.key !== null && used.has(context.key);
+        used.add(context.key ?? "");
+        return { result: { status: 200, body: [], ...(replayed ? { replayed } : {}) }, route: "local" };
       },
     },
   };
@@ -73,7 +79,17 @@ function standing(writesPerSecond: number | null = null) {
       ? {}
       : { minPosition: { shard: shardId(1), epoch: epoch(2), position: position(minimum) } }),
   });
-  return { time, face, asked, ended, progress, writes, context, fail: (problem?: Problem) => (failure = problem) };
+  return {
+    time,
+    face,
+    asked,
+    ended,
+    progress,
+    writes,
+    copied,
+    context,
+    fail: (problem?: Problem) => (failure = problem),
+  };
 }
 
 const never = new AbortController().signal;
@@ -124,25 +140,41 @@ test("a take that waits for a position ends when its client leaves", async () =>
   assert.equal(asked.length, 1);
 });
 
+const loadRows = (count: number) =>
+  Array.from({ length: count }, (_, i) => ({
+    id: `c${i}`,
+    name: "n",
+    spec: "{}",
+    state: "{}",
+    labels: "{}",
+    expiresAt: null,
+  }));
+
+test("rows that come again with their key wait for no turn, and count once", async () => {
+  const { face, asked, writes, copied, context } = standing(10);
+  const keyed = { ...context(60_000), idempotencyKey: "k" };
+  await face.load(keyed, shardId(1), loadRows(8));
+  // The owner knows the key, the copy here does not yet: what was counted is given back.
+  await face.load(keyed, shardId(1), loadRows(2));
+  writes.take("");
+  copied.add("k");
+  await face.load(keyed, shardId(1), loadRows(500));
+  assert.equal(asked.length, 3);
+  writes.take("");
+  assert.throws(() => writes.take(""), is("quota_exceeded"));
+});
+
 test("each row of a bulk request counts as a write of its tenant; what had no effect does not", async () => {
   const { time, face, asked, writes, context, fail } = standing(10);
   const began = time.monotonic();
-  const rows = (count: number) =>
-    Array.from({ length: count }, (_, i) => ({
-      id: `c${i}`,
-      name: "n",
-      spec: "{}",
-      state: "{}",
-      labels: "{}",
-      expiresAt: null,
-    }));
   fail(new Problem("overloaded"));
-  for (let n = 0; n < 5; n++) await assert.rejects(face.load(context(60_000), shardId(1), rows(100)), is("overloaded"));
+  for (let n = 0; n < 5; n++)
+    await assert.rejects(face.load(context(60_000), shardId(1), loadRows(100)), is("overloaded"));
   fail();
-  await face.load(context(60_000), shardId(1), rows(100));
+  await face.load(context(60_000), shardId(1), loadRows(100));
   assert.throws(() => writes.take(""), is("quota_exceeded"));
-  const second = face.load(context(60_000), shardId(2), rows(500));
-  const third = assert.rejects(face.load(context(60_000), shardId(3), rows(10)), is("quota_exceeded"));
+  const second = face.load(context(60_000), shardId(2), loadRows(500));
+  const third = assert.rejects(face.load(context(60_000), shardId(3), loadRows(10)), is("quota_exceeded"));
   await time.advance(20_000);
   await Promise.all([second, third]);
   assert.deepEqual(
