@@ -1,5 +1,6 @@
 import { Problem } from "../infra/errors.js";
 import type { ClusterRow } from "../replication/entities.js";
+import { decodeRecord } from "../replication/record.js";
 import type { Command, Reply, RequestContext } from "./api.js";
 import type { DatacenterParts } from "./datacenter.js";
 import type { Face } from "./face.js";
@@ -14,6 +15,8 @@ interface Row {
   readonly version: number | null;
   readonly idempotencyKey: string | null;
   readonly value: unknown;
+  /** As it stood in the outbox. */
+  readonly record: Buffer;
 }
 
 /** What an operator does with an operation that a former owner committed and never published (section 6). */
@@ -32,14 +35,7 @@ export class DivergentOperations {
    */
   async replay(context: RequestContext, id: string): Promise<Reply> {
     const row = await this.#open(id);
-    // Twice asked for, or asked for while the first answer is on its way, it takes effect once.
-    // The key of a load is that of many operations.
-    const key =
-      row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)
-        ? `divergent-${row.id}`
-        : row.idempotencyKey;
-    // This process may have answered the first request, which had no condition.
-    this.#face.forgetKey(row.tenant, key);
+    const { key, fingerprint } = keyOf(row);
     const reply = await this.#face.execute(
       {
         ...context,
@@ -48,6 +44,7 @@ export class DivergentOperations {
         consistency: "owner",
       },
       commandOf(row),
+      fingerprint,
     );
     reply.confirm?.();
     await this.#settle(id, reply.replayed === true ? ["open"] : ["open", "superseded"], "replayed");
@@ -64,7 +61,7 @@ export class DivergentOperations {
   async #open(id: string): Promise<Row> {
     const row = (await this.#p.data.db
       .selectFrom("divergentOperations")
-      .select(["id", "status", "type", "tenant", "clusterId", "version", "idempotencyKey", "value"])
+      .select(["id", "status", "type", "tenant", "clusterId", "version", "idempotencyKey", "value", "record"])
       .where("id", "=", id)
       .executeTakeFirst()) as Row | undefined;
     if (row === undefined) throw new Problem("not_found", `There is no divergent operation ${id} here.`);
@@ -81,6 +78,16 @@ export class DivergentOperations {
       .where("status", "in", from)
       .execute();
   }
+}
+
+/**
+ * Twice asked for, or asked for while the first answer is on its way, it takes effect once. It is the same request as the caller's: who
+ * repeats that gets this answer. The key of a load is that of many operations.
+ */
+function keyOf(row: Row): { readonly key: string; readonly fingerprint?: string } {
+  if (row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)) return { key: `divergent-${row.id}` };
+  const first = decodeRecord(row.record).key;
+  return { key: row.idempotencyKey, ...(first === undefined ? {} : { fingerprint: first.fingerprint }) };
 }
 
 function commandOf(row: Row): Command {

@@ -23,6 +23,8 @@ export interface CommandContext {
   readonly requestId: string;
   readonly traceparent: string | null;
   readonly key: string | null;
+  /** Of the request that had the key first, where this command carries it out in other words. */
+  readonly fingerprint?: string;
 }
 
 export type RoutedCommand = Routed<Command> & { readonly context: CommandContext };
@@ -126,7 +128,7 @@ export class CommandExecutor implements Executor<Command, Reply> {
             key: {
               tenant: context.caller.tenant,
               key: context.key,
-              fingerprint: fingerprint(command),
+              fingerprint: context.fingerprint ?? fingerprint(command),
               local: command.type === "task.finish" || command.type === "task.heartbeat",
               retentionMs: this.o.keyRetentionMs,
             },

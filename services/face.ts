@@ -79,7 +79,8 @@ export class Face implements Datacenter {
     keepGauges(parts, loop);
   }
 
-  async execute(context: RequestContext, command: Command): Promise<Reply> {
+  /** @param asked fingerprint of the request that this carries out anew, under its key */
+  async execute(context: RequestContext, command: Command, asked?: string): Promise<Reply> {
     const began = this.#p.time.monotonic();
     const key = context.idempotencyKey ?? null;
     const placed =
@@ -92,7 +93,7 @@ export class Face implements Datacenter {
     const isWrite = placed.type !== "cluster.get" && placed.type !== "job.get" && placed.type !== "job.tasks";
     try {
       const { tenant, principal } = context.caller;
-      const print = key === null ? "" : fingerprint(placed);
+      const print = key === null ? "" : (asked ?? fingerprint(placed));
       if (key !== null) this.#keys.check(tenant, key, print, began);
       if (placed.type === "cluster.create" || placed.type === "cluster.put")
         giveBack = await this.#quotas.reserve(tenant, placed.id ?? "");
@@ -106,6 +107,7 @@ export class Face implements Datacenter {
           requestId: context.requestId,
           traceparent: context.traceparent ?? null,
           key,
+          ...(asked === undefined ? {} : { fingerprint: asked }),
         } satisfies CommandContext,
         deadline: context.deadline,
         repeatable: isRepeatable(placed, key),
@@ -136,11 +138,6 @@ export class Face implements Datacenter {
       if (placed.type === "task.finish" && isOwnerless(error)) throw await this.#kept(context, placed, error);
       throw error;
     }
-  }
-
-  /** What the key was used for here did not last: it may come with another request. */
-  forgetKey(tenant: string, key: string): void {
-    this.#keys.forget(tenant, key);
   }
 
   /** A finish without an owner is stored, and forwarded until it is answered; its worker may still repeat it. */

@@ -25,11 +25,6 @@ export class SeenKeys {
       throw new Problem("idempotency_key_reused");
   }
 
-  /** What the key was used for has not taken effect after all. */
-  forget(tenant: string, key: string): void {
-    this.#seen.delete(`${tenant}/${key}`);
-  }
-
   /** The request took effect. */
   used(tenant: string, key: string, fingerprint: string, now: number): void {
     const at = `${tenant}/${key}`;

@@ -429,6 +429,14 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       const replayed = await on("west", "POST", `/v1/divergent-operations/${lost?.id}/replay`, {});
       assert.equal(body(replayed, 200)["status"], "replayed");
       assert.equal(body(await get("west", keyed, { "hothot-consistency": "owner" }), 200)["name"], "alone");
+      // Who wrote it asks again, anywhere: it is the same request, and took effect once.
+      await allEqual(stack, "west");
+      for (const dc of stack.dcs) {
+        const again = await put(dc, keyed, "alone", { "idempotency-key": "replayed-here" });
+        assert.equal(body(again, 201)["version"], 1, `${dc}: ${again.text}`);
+        assert.equal(again.headers.get("idempotency-replayed"), "true", dc);
+        problem(await put(dc, keyed, "other", { "idempotency-key": "replayed-here" }), "idempotency_key_reused");
+      }
       await allEqual(stack, "west");
       assert.equal(body(await get("west", other), 200)["version"], 1, "what was refused had no effect");
       assert.equal(body(await get("west", mine), 200)["version"], 3);

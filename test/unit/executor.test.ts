@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { pack } from "msgpackr";
 import { Problem } from "../../infra/errors.js";
-import type { Written } from "../../replication/work.js";
+import type { Operation, Written } from "../../replication/work.js";
 import type { Command } from "../../services/api.js";
 import { CommandExecutor, shardOfCommand, type CommandContext, type ExecutorOptions } from "../../services/executor.js";
 import { OwnerGate } from "../../services/engine/gate.js";
@@ -139,6 +139,31 @@ test("an answer of the owner is asked again when it is sent, and holds only whil
   );
   // The append is the proof: no lease is needed.
   replicated.confirm?.();
+});
+
+test("what carries a request out anew is that request: its key goes with the first one's fingerprint", async () => {
+  const prints: (string | undefined)[] = [];
+  const written: Written = {
+    outcome: { status: 201, body: {} },
+    epoch: epoch(4),
+    position: position(9),
+    replayed: false,
+    openEpoch: epoch(4),
+  };
+  const executor = executorWith({
+    writer: { write: async (operation: Operation) => (prints.push(operation.key?.fingerprint), written) },
+    gate: { mayAcknowledge: () => true },
+  });
+  const keyed = (command: Command, more: Partial<CommandContext> = {}) => {
+    const asked = request(command);
+    return executor.execute({ ...asked, context: { ...(asked.context as CommandContext), key: "k", ...more } });
+  };
+  await keyed(put);
+  await keyed({ ...put, condition: { absent: true } } as Command);
+  const [first, replay] = prints;
+  assert.notEqual(first, replay);
+  await keyed({ ...put, condition: { absent: true } } as Command, { fingerprint: first ?? "" });
+  assert.equal(prints[2], first);
 });
 
 test("a finish or heartbeat of a task that can't exist has a stale token, whatever its id", () => {
