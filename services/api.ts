@@ -90,6 +90,8 @@ export type Command =
     }
   /** The group's own: tokens, tenants, the audit trail. The body null removes it. */
   | { readonly type: "document.put"; readonly kind: string; readonly id: string; readonly body: JsonObject | null }
+  /** An operator's idempotency key, with what its request was answered. Always with a key. */
+  | { readonly type: "key.put"; readonly shard: ShardId; readonly status: number; readonly body: unknown }
   | { readonly type: "worker.delete"; readonly workerId: string; readonly why?: string }
   | { readonly type: "task.heartbeat"; readonly taskId: string; readonly token: string; readonly workerId: string }
   | {

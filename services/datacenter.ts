@@ -25,6 +25,7 @@ import { Router } from "../routing/router.js";
 import { epoch as toEpoch, nextEpoch, position as toPosition } from "../shards/ids.js";
 import { meetAgain, meetDatabase } from "../shards/incarnation.js";
 import { PostgresShardStore } from "../shards/postgres-store.js";
+import { datacentersOf } from "../shards/site-set.js";
 import type { Command, Reply } from "./api.js";
 import { CallClient, CallServer, type Calls } from "./calls.js";
 import { Queries } from "./clusters/queries.js";
@@ -45,6 +46,7 @@ import { createSnapshots } from "./log-snapshots.js";
 import { logLeaders } from "./log-leaders.js";
 import { MovePlanner } from "./move-planner.js";
 import { Moves } from "./moves.js";
+import { OperatorKeys } from "./operator-keys.js";
 import { SiteSetWatch } from "./site-set-watch.js";
 
 const siteSetWaitMs = 60_000;
@@ -383,6 +385,17 @@ export async function createDatacenter(
     dispatcher,
     jobEvents,
     callClient,
+    operatorKeys: new OperatorKeys({
+      router,
+      map,
+      datacenters: () => datacentersOf(siteSets.set),
+      queries,
+      site,
+      servedBy,
+      time,
+      log,
+      retentionMs: config.idempotencyRetentionMs,
+    }),
     services,
     state: () => engine.readiness.state(),
     worstLag: () => engine.readiness.worstLag(),

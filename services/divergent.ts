@@ -48,7 +48,8 @@ export class DivergentOperations {
     );
     reply.confirm?.();
     await this.#settle(id, reply.replayed === true ? ["open"] : ["open", "superseded"], "replayed");
-    return { ...reply, status: 200, body: await this.#face.divergentById(id) };
+    const { replayed: _ofTheWrite, ...rest } = reply;
+    return { ...rest, status: 200, body: await this.#face.divergentById(id) };
   }
 
   /** @throws Problem not_found, invalid_transition */
@@ -85,7 +86,8 @@ export class DivergentOperations {
  * repeats that gets this answer. The key of a load is that of many operations.
  */
 function keyOf(row: Row): { readonly key: string; readonly fingerprint?: string } {
-  if (row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix)) return { key: `divergent-${row.id}` };
+  if (row.idempotencyKey === null || row.idempotencyKey.startsWith(loadKeyPrefix))
+    return { key: `divergent-${row.id}` };
   const first = decodeRecord(row.record).key;
   return { key: row.idempotencyKey, ...(first === undefined ? {} : { fingerprint: first.fingerprint }) };
 }

@@ -12,6 +12,7 @@ import type { OwnerGate } from "./engine/gate.js";
 import { clusterView, createCluster, deleteCluster, patchCluster, putCluster } from "./clusters/operations.js";
 import type { Queries } from "./clusters/queries.js";
 import { putDocument } from "./documents.js";
+import { keepAnswer } from "./operator-keys.js";
 import { parseJobId, parseTaskId } from "./jobs/ids.js";
 import { deleteWorker, jobView, putWorker, type JobOperations, type TaskOperations } from "./jobs/operations.js";
 import { shortened, type TaskList } from "./jobs/output.js";
@@ -45,6 +46,7 @@ export function shardOfCommand(command: Command, shards: number): ShardId {
     case "cluster.get":
       return shardOf(command.id, shards);
     case "cluster.load":
+    case "key.put":
       return known(command.shard, "shard");
     case "job.start":
       return shardOf(command.clusterId, shards);
@@ -201,6 +203,8 @@ export class CommandExecutor implements Executor<Command, Reply> {
         return putWorker({ tenant, id: command.workerId, shard, capacity: command.capacity, labels: command.labels });
       case "document.put":
         return putDocument({ kind: command.kind, id: command.id, shard }, command.body);
+      case "key.put":
+        return keepAnswer(shard, command.status, command.body);
       case "worker.delete":
         return deleteWorker(tenant, command.workerId, shard, command.why);
       case "task.heartbeat":

@@ -1,4 +1,3 @@
-import { createHash } from "node:crypto";
 import { asError, Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
 import type { ShardId, SiteName } from "../shards/ids.js";
@@ -17,6 +16,7 @@ import {
   type ShardMove,
   type StoredOperation,
 } from "./operation-store.js";
+import { fingerprintOf, keyName, replayOf } from "./operator-keys.js";
 
 const kinds = {
   switchovers: "switchover",
@@ -30,14 +30,17 @@ const askMs = 2_000;
 const seenMs = 3_000;
 /** One try to change the site set, with the reads around it. */
 const setTryMs = 3_500;
-/** Characters of an operation's name: made up, and made of an idempotency key. */
+/** Characters of an operation's name that is made up. */
 const nameLength = 12;
-const keyedLength = 25;
+/** The log has so long to take an operation's idempotency key, milliseconds. */
+const keepMs = 10_000;
 const saveAgainMs = 500;
 
 interface Running {
   readonly operation: LongOperation;
   cancelled: boolean;
+  /** Why nothing of it may move. */
+  refused?: string;
 }
 
 /** Operators' ownership changes: planned, shown, run shard by shard, cancelled; asked of any datacenter, carried out by the owners. */
@@ -76,11 +79,14 @@ export class Moves {
         servedBy,
       };
     const key = context.idempotencyKey;
-    const print = key === undefined ? null : fingerprintOf(kind, request);
-    const name = key === undefined ? this.#p.random.token(nameLength) : nameOf(context.caller, key);
+    const print = key === undefined ? null : printOf(kind, request);
+    const name = key === undefined ? this.#p.random.token(nameLength) : keyName(context.caller, key);
     if (print !== null) {
       const first = await this.#begunBefore(name);
       if (first !== undefined) return this.#replay(first, print);
+      // Where it began can't be asked, or has forgotten it.
+      const kept = await this.#p.operatorKeys.find(name);
+      if (kept !== undefined) return replayOf(kept, print, servedBy);
     }
     const moves = await this.#planner.plan(kind, request, context.deadline);
     // What a process ran that is gone for good holds up nobody.
@@ -110,12 +116,28 @@ export class Moves {
     if (first !== undefined) return this.#replay(first, print);
     const entry: Running = { operation, cancelled: false };
     this.#running.set(operation.id, entry);
-    void this.#run(kind, entry, request)
+    void this.#keep(kind, entry, name, print)
+      .then(() => this.#run(kind, entry, request))
       .catch((error: unknown) =>
         this.#p.log.error("a long operation failed", { operation: operation.id, error: asError(error) }),
       )
       .finally(() => this.#running.delete(operation.id));
     return { status: 202, body: beginningOf(operation), servedBy };
+  }
+
+  /**
+   * Nothing moves before all datacenters can know its key: once another operator has moved on, a repetition must not move it again.
+   * A takeover doesn't wait for the log, and takes what is owned alive from nobody.
+   */
+  async #keep(kind: MoveKind, entry: Running, name: string, print: string | null): Promise<void> {
+    if (print === null) return;
+    const answer = { fingerprint: print, status: 202, body: beginningOf(entry.operation) };
+    const kept = this.#p.operatorKeys.keep(name, answer, this.#p.time.monotonic() + keepMs).catch((error: unknown) => {
+      const why = error instanceof Problem ? `${error.code}: ${error.message}` : "internal";
+      this.#p.log.warn("an operation's idempotency key is known here alone", { operation: entry.operation.id, why });
+      entry.refused = `its idempotency key could not be kept: ${why}`;
+    });
+    if (kind !== "takeovers") await kept;
   }
 
   /** What any datacenter has begun under this name, as far as they can be asked. */
@@ -163,7 +185,8 @@ export class Moves {
   /** Waits for the log (it may be electing a leader) up to the deadline; each try settles what became of the last. */
   async setFailover(context: RequestContext, paused: boolean): Promise<Reply> {
     const { siteSets, time } = this.#p;
-    while (siteSets.set.failoverPaused !== paused) {
+    for (;;) {
+      // Through the log also where there is nothing to change as far as is known here: another datacenter may just have changed it.
       const changed = await siteSets.change((set) =>
         set.failoverPaused === paused ? undefined : { ...set, failoverPaused: paused },
       );
@@ -206,6 +229,7 @@ export class Moves {
         operation.shards,
         async (shard) => {
           if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
+          if (entry.refused !== undefined) return finish(shard, "failed", entry.refused);
           shard.status = "running";
           try {
             const result = await this.#calls.call(
@@ -305,20 +329,7 @@ export class Moves {
   }
 }
 
-/** One caller's key always makes the same name; different callers' never do. */
-const nameOf = (caller: RequestContext["caller"], key: string): string =>
-  BigInt(
-    `0x${createHash("sha256")
-      .update(JSON.stringify([caller.tenant, caller.principal, key]))
-      .digest("hex")}`,
-  )
-    .toString(36)
-    .padStart(keyedLength, "0")
-    .slice(-keyedLength);
-
-const fingerprintOf = (kind: MoveKind, request: MoveRequest): string =>
-  createHash("sha256")
-    .update(JSON.stringify([kind, request.dc, request.shard, request.to, request.force]))
-    .digest("hex");
+const printOf = (kind: MoveKind, request: MoveRequest): string =>
+  fingerprintOf([kind, request.dc, request.shard, request.to, request.force]);
 
 const operationId = (dc: SiteName, name: string): string => `op-${dc}-${name}`;

@@ -14,6 +14,7 @@ import { createCoopr } from "./coopr/index.js";
 import { Bulk } from "./bulk.js";
 import { createDatacenter } from "./datacenter.js";
 import { Membership } from "./membership.js";
+import { keyed } from "./operator-keys.js";
 import { StreamKeeper } from "./stream-keeper.js";
 import { DivergentOperations } from "./divergent.js";
 import { Face } from "./face.js";
@@ -104,22 +105,27 @@ export async function serve(config: Config, log: Logger, time: Time, random: Ran
     log,
     tracing,
     admit: (request, need) => guard.access.admit(request, need),
-    extensions: guard.extend({
-      repair: async (_context, what) => ({
-        status: 200,
-        body: await repairer.repair(what),
-        servedBy: parts.servedBy,
-      }),
-      bulk: (context, rows, signal) => bulk.run(context, rows, signal),
-      startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
-      getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
-      cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
-      replayDivergent: (context, id) => divergent.replay(context, id),
-      discardDivergent: (context, id) => divergent.discard(context, id),
-      addDatacenter: (context, name) => membership.add(context, name),
-      removeDatacenter: (context, name) => membership.remove(context, name),
-      setFailover: (context, paused) => parts.moves.setFailover(context, paused),
-    }),
+    extensions: guard.extend(
+      keyed(
+        {
+          repair: async (_context, what) => ({
+            status: 200,
+            body: await repairer.repair(what),
+            servedBy: parts.servedBy,
+          }),
+          bulk: (context, rows, signal) => bulk.run(context, rows, signal),
+          startMove: (context, kind, request) => parts.moves.startMove(context, kind, request),
+          getMove: (context, kind, id) => parts.moves.getMove(context, kind, id),
+          cancelMove: (context, kind, id) => parts.moves.cancelMove(context, kind, id),
+          replayDivergent: (context, id) => divergent.replay(context, id),
+          discardDivergent: (context, id) => divergent.discard(context, id),
+          addDatacenter: (context, name) => membership.add(context, name),
+          removeDatacenter: (context, name) => membership.remove(context, name),
+          setFailover: (context, paused) => parts.moves.setFailover(context, paused),
+        },
+        parts.operatorKeys,
+      ),
+    ),
     observe: (method, route, status) => parts.metrics.httpRequests.inc({ method, route, status: String(status) }),
   });
   const api: Service = {

@@ -426,8 +426,19 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       );
       // By the very process that answered it first.
       const lost = divergent.find((item) => item.clusterId === keyed);
-      const replayed = await on("west", "POST", `/v1/divergent-operations/${lost?.id}/replay`, {});
+      const replay = (key?: string): Promise<Answered> =>
+        on(
+          "west",
+          "POST",
+          `/v1/divergent-operations/${lost?.id}/replay`,
+          {},
+          key === undefined ? {} : { "idempotency-key": key },
+        );
+      const replayed = await replay("operators-own");
       assert.equal(body(replayed, 200)["status"], "replayed");
+      const repeated = await replay("operators-own");
+      assert.deepEqual([repeated.status, repeated.text], [200, replayed.text]);
+      problem(await replay(), "invalid_transition");
       assert.equal(body(await get("west", keyed, { "hothot-consistency": "owner" }), 200)["name"], "alone");
       // Who wrote it asks again, anywhere: it is the same request, and took effect once.
       await allEqual(stack, "west");

@@ -158,7 +158,52 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       assert.equal(again.headers.get("idempotency-replayed"), "true");
       problem(await ask(dc, "central"), "idempotency_key_reused");
     }
+    // Where it began has forgotten it, as one that is away can't be asked: the log's copies know the key.
+    const database = databaseOf(stack, "central");
+    try {
+      const { rowCount } = await database.pool.query("DELETE FROM operations WHERE id = $1", [operation.id]);
+      assert.equal(rowCount, 1);
+    } finally {
+      await database.close();
+    }
+    for (const dc of stack.dcs) {
+      const again = await ask(dc, "west");
+      assert.deepEqual([again.status, again.text], [202, first.text]);
+      problem(await ask(dc, "central"), "idempotency_key_reused");
+    }
     assert.equal((await shardMap(stack, "east")).find((s) => s.shard === shard)?.owner, "east");
+  });
+
+  it("a key pauses the takeovers once, wherever the request is repeated", async () => {
+    const set = (from: string, paused: boolean, key?: string): Promise<Answered> =>
+      send(stack, from, "PUT", "/v1/failover", { paused }, key === undefined ? {} : { "idempotency-key": key });
+    const first = await set("east", true, "pause-once");
+    assert.equal(body(first, 200)["paused"], true);
+    body(await set("central", false), 200);
+    for (const dc of stack.dcs) {
+      const database = databaseOf(stack, dc);
+      try {
+        await stack.until(
+          async () =>
+            (await database.pool.query("SELECT 1 FROM idempotency_keys WHERE body ->> 'paused' = 'true'")).rowCount ===
+            1,
+          settleMs,
+          `${dc} knows the key`,
+        );
+      } finally {
+        await database.close();
+      }
+      problem(await set(dc, false, "pause-once"), "idempotency_key_reused");
+      const again = await set(dc, true, "pause-once");
+      assert.equal(again.text, first.text);
+      assert.equal(again.headers.get("idempotency-replayed"), "true");
+    }
+    for (const dc of stack.dcs)
+      await stack.until(
+        async () => body(await send(stack, dc, "GET", "/v1/topology"), 200)["failoverPaused"] === false,
+        settleMs,
+        `${dc} knows that takeovers go on`,
+      );
   });
 
   it("a drain under load: no request fails, the datacenter owns nothing, any datacenter shows how far it is", async (t) => {

@@ -159,18 +159,19 @@ test("what carries a request out anew is that request: its key goes with the fir
     return executor.execute({ ...asked, context: { ...(asked.context as CommandContext), key: "k", ...more } });
   };
   await keyed(put);
-  await keyed({ ...put, condition: { absent: true } } as Command);
+  await keyed({ ...put, condition: { absent: true } });
   const [first, replay] = prints;
   assert.notEqual(first, replay);
-  await keyed({ ...put, condition: { absent: true } } as Command, { fingerprint: first ?? "" });
+  await keyed({ ...put, condition: { absent: true } }, { fingerprint: first ?? "" });
   assert.equal(prints[2], first);
 });
 
 test("a finish or heartbeat of a task that can't exist has a stale token, whatever its id", () => {
   for (const taskId of ["no-such-task", "j99999-abcdefgh.1.1", "j3-abcdefgh"])
     for (const type of ["task.finish", "task.heartbeat"] as const)
-      assert.throws(() => shardOfCommand({ type, taskId, token: "x".repeat(300), workerId: "w", status: "ok" }, 64), {
-        code: "stale_token",
-      });
+      assert.throws(
+        () => shardOfCommand({ type, taskId, token: "x".repeat(300), workerId: "w", status: "ok" } as Command, 64),
+        { code: "stale_token" },
+      );
   assert.throws(() => shardOfCommand({ type: "job.get", jobId: "no-such-job" }, 64), { code: "not_found" });
 });

@@ -90,6 +90,8 @@ export class FakeDatacenter implements Datacenter {
         this.clusters.set(command.id, row);
         return { status: 200, body: row, version, ...written };
       }
+      case "key.put":
+        return { ...written, status: command.status, body: command.body };
       case "document.put":
         return { status: 200, body: { updatedAt: at }, ...written };
       case "cluster.load":
