@@ -18,7 +18,7 @@ export interface AuditEntry {
   readonly dc: string;
   readonly action: string;
   readonly target: JsonObject;
-  /** `ok`, the status of a long operation, or the code of the refusal. */
+  /** `ok`, the status of a long operation, or the code of the refusal; `begun`: what came of it was not noted (yet). */
   readonly result: string;
   readonly detail?: string;
   readonly requestId: string | null;
@@ -83,6 +83,12 @@ export class AuditTrail implements Service {
     await Promise.allSettled(this.#under.values());
   }
 
+  /** Keeps what is about to be done in the own database, which delays it little; it goes into the log with what came of it. */
+  async begin(entry: AuditEntry): Promise<void> {
+    const kept = this.#inTurn(entry.id, () => this.#keep(entry));
+    await within(this.#o.time, patienceMs, kept, undefined);
+  }
+
   /** Never fails: an entry that can't even be kept here is in this process's log. */
   async note(entry: AuditEntry): Promise<void> {
     this.#log.info("audit", { entry });
@@ -92,8 +98,12 @@ export class AuditTrail implements Service {
     await within(this.#o.time, patienceMs, this.#deliver(entry.id), undefined);
   }
 
-  /** The entry in its last state, wherever it is by now; also one whose beginning is about to be noted. */
-  async ended(id: string, result: string, detail: string | null): Promise<void> {
+  /**
+   * The entry in its last state, wherever it is by now; also one whose beginning is about to be noted.
+   * @param otherwise what stands in for one that was not noted: whoever began it died
+   */
+  async ended(otherwise: AuditEntry, detail: string | null): Promise<void> {
+    const { id, result } = otherwise;
     const end = { result, ...(detail === null ? {} : { detail }) };
     this.#ends.set(id, end);
     if (this.#ends.size > endsKept) for (const oldest of this.#ends.keys()) if (this.#ends.delete(oldest)) break;
@@ -106,8 +116,7 @@ export class AuditTrail implements Service {
          UNION ALL SELECT body FROM documents WHERE kind = 'audit' AND id = $1 AND NOT deleted LIMIT 1`,
         [id],
       );
-      const body = rows[0]?.body;
-      if (body !== undefined) await this.#keep({ ...body, id });
+      await this.#keep({ ...(rows[0]?.body ?? otherwise), id });
     });
     await this.#deliver(id);
   }

@@ -6,6 +6,8 @@ import type { AuditEntry } from "./audit.js";
 
 export interface AuditedOptions {
   readonly dc: string;
+  /** Before what it tells of is done: a death in between leaves it. */
+  readonly begin: (entry: AuditEntry) => Promise<void>;
   readonly note: (entry: AuditEntry) => Promise<void>;
   readonly newId: () => string;
   /** Milliseconds since 1970. */
@@ -27,11 +29,16 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
     action: string,
     target: JsonObject,
     work: () => Promise<Reply>,
-    found: (reply: Reply) => JsonObject = () => ({}),
+    {
+      long = false,
+      found = () => ({}),
+    }: { readonly long?: boolean; readonly found?: (reply: Reply) => JsonObject } = {},
   ): Promise<Reply> => {
-    const entry = (id: string, result: string, detail?: string, more: JsonObject = {}): AuditEntry => ({
+    const at = new Date(options.wall()).toISOString();
+    const id = options.newId();
+    const entry = (result: string, detail?: string, more: JsonObject = {}): AuditEntry => ({
       id,
-      at: new Date(options.wall()).toISOString(),
+      at,
       who: context.caller.principal,
       dc: options.dc,
       action,
@@ -40,19 +47,22 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
       ...(detail === undefined ? {} : { detail }),
       requestId: context.requestId,
     });
+    // A long operation is stored when it begins, and tells of itself when it ends.
+    if (!long) await options.begin(entry("begun"));
     let reply: Reply;
     try {
       reply = await work();
     } catch (error) {
-      const code = error instanceof Problem ? error.code : "internal";
-      await options.note(entry(options.newId(), code, error instanceof Problem ? error.message : undefined));
+      const problem = error instanceof Problem ? error : undefined;
+      await options.note(entry(problem?.code ?? "internal", problem?.message));
       throw error;
     }
-    const made = reply.body as { readonly id?: unknown; readonly status?: unknown } | undefined;
-    // A long operation goes on; its end makes the same entry anew.
-    if (reply.status === 202 && typeof made?.id === "string")
-      await options.note(entry(auditIdOf(made.id), String(made.status)));
-    else await options.note(entry(options.newId(), "ok", undefined, found(reply)));
+    if (!long)
+      await options.note(entry("ok", reply.replayed === true ? "the first answer again" : undefined, found(reply)));
+    else if (reply.replayed !== true) {
+      const made = reply.body as { readonly id: string; readonly status: string };
+      await options.note({ ...entry(made.status), id: auditIdOf(made.id) });
+    }
     return reply;
   };
   const { startMove, cancelMove, setFailover, repair, replayDivergent, discardDivergent } = extensions;
@@ -64,7 +74,7 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
         const { dryRun, ...target } = request;
         return dryRun
           ? startMove(context, kind, request)
-          : act(context, moveActions[kind], { ...target }, () => startMove(context, kind, request));
+          : act(context, moveActions[kind], { ...target }, () => startMove(context, kind, request), { long: true });
       },
     }),
     ...(cancelMove && {
@@ -95,13 +105,9 @@ export function audited(extensions: Extensions, options: AuditedOptions): Extens
       addToken: (context, wanted) => {
         const { scopes, tenant, name } = wanted;
         const target = { scopes, tenant: tenant ?? null, name: name ?? null };
-        return act(
-          context,
-          "token add",
-          target,
-          () => addToken(context, wanted),
-          (reply) => ({ token: (reply.body as { readonly id: string }).id }),
-        );
+        return act(context, "token add", target, () => addToken(context, wanted), {
+          found: (reply) => ({ token: (reply.body as { readonly id: string }).id }),
+        });
       },
     }),
     ...(removeToken && {

@@ -67,12 +67,16 @@ export function createAccess(parts: DatacenterParts) {
           putTenant: (context, name, limits) => administration.putTenant(context, name, limits),
           listTenants: (page) => administration.listTenants(page),
         },
-        { dc: site, note, newId, wall },
+        { dc: site, begin: (entry) => audit.begin(entry), note, newId, wall },
       ),
     /** The end of a long operation stands where its beginning was noted. */
     ended: (operation: LongOperation): void => {
+      const { id, kind, startedAt: at, by: who, status: result, error } = operation;
       audit
-        .ended(auditIdOf(operation.id), operation.status, operation.error)
+        .ended(
+          { id: auditIdOf(id), at, who, dc: site, action: kind, target: { operation: id }, result, requestId: null },
+          error,
+        )
         .catch((error: unknown) => log.warn("an audit entry was not completed", { error: asError(error) }));
     },
   };

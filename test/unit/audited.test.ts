@@ -38,16 +38,20 @@ const features = [
 
 it("every operator's action leaves one entry of the audit trail, with who, what and its result, done or refused", async () => {
   const entries: AuditEntry[] = [];
+  const begun: AuditEntry[] = [];
   let refuses: Error | undefined;
+  let acted: readonly AuditEntry[] = [];
   const act = async (): Promise<Reply> => {
+    acted = [...begun];
     if (refuses !== undefined) throw refuses;
-    return { status: 200, body: { id: "x1" }, servedBy: "east/n1" };
+    return { status: 200, body: { id: "x1", status: "ok" }, servedBy: "east/n1" };
   };
   let ids = 0;
   const t = await startHttp({
     admit: () => ({ tenant: "", principal: "olga" }),
     extensions: audited(Object.fromEntries(features.map((name) => [name, act])), {
       dc: "east",
+      begin: async (entry) => void begun.push(entry),
       note: async (entry) => void entries.push(entry),
       newId: () => `a-${++ids}`,
       wall: () => Date.parse("2030-01-01T00:00:00Z"),
@@ -58,7 +62,7 @@ it("every operator's action leaves one entry of the audit trail, with who, what 
       for (const [method, path, body, action] of actions) {
         refuses =
           result === "ok" ? undefined : result === "internal" ? new Error("secret") : new Problem("already_moving");
-        entries.length = 0;
+        entries.length = begun.length = 0;
         const where = path.replace("{name}", "north").replace("{id}", "x1");
         const answer = await fetch(t.url + where, {
           method,
@@ -70,6 +74,12 @@ it("every operator's action leaves one entry of the audit trail, with who, what 
           entries.map((entry) => [entry.who, entry.dc, entry.action, entry.result, entry.requestId, entry.at]),
           [["olga", "east", action, result, "r-1", "2030-01-01T00:00:00.000Z"]],
           `${method} ${path}`,
+        );
+        // It stands there before it is done, in the same entry; a long operation is stored itself.
+        const long = /^(switchover|drain|failback|rebalance|takeover)$/.test(action);
+        assert.deepEqual(
+          acted.map((entry) => [entry.id, entry.action, entry.result]),
+          long ? [] : [[entries[0]?.id, action, "begun"]],
         );
         assert.doesNotMatch(JSON.stringify(entries), /secret/);
       }
