@@ -6,6 +6,7 @@ import { Problem } from "../../infra/errors.js";
 import type { Logger } from "../../infra/logger.js";
 import type { Random } from "../../infra/random.js";
 import type { Caller, Scope } from "../api.js";
+import { isCrossSite } from "../http/cross-site.js";
 import type { AccessBook } from "./book.js";
 import { JwtVerifier } from "./jwt.js";
 import { Rates } from "./rates.js";
@@ -15,7 +16,7 @@ import type { WriteRates } from "./write-rates.js";
 /** What a request needs. */
 export interface Need {
   readonly scope: Scope;
-  /** Counts against the tenant's writes per second. */
+  /** With the scope write it counts against the tenant's writes per second. */
   readonly write: boolean;
   /** What is asked for, without its ids: `DELETE /v1/tokens/{id}`. */
   readonly route: string;
@@ -113,6 +114,7 @@ export class Access {
     const text = bearerOf(request);
     if (text === undefined || this.#isForeign(text)) {
       if (this.required) throw unauthorized("This needs a token.");
+      if (isCrossSite(request)) throw new Problem("forbidden", "Pages of other sites may not change anything here.");
       return this.#permit(anonymous, need, request, null, null);
     }
     if (this.#admin !== undefined && timingSafeEqual(this.#admin, digest(text)))
@@ -136,7 +138,7 @@ export class Access {
     if (known === undefined || !isSecretOf(known.hash, secret)) throw unauthorized("The token is not valid.");
     if (known.expiresAt !== null && Date.parse(known.expiresAt) <= this.#o.time.wall())
       throw unauthorized("The token has expired.");
-    const caller: Caller = { tenant: known.tenant, principal: known.name ?? known.id, scopes: known.scopes };
+    const caller: Caller = { tenant: known.tenant, principal: `token:${known.name ?? known.id}`, scopes: known.scopes };
     return this.#permit(caller, need, request, known.id, known.requestsPerSecond);
   }
 
@@ -162,7 +164,8 @@ export class Access {
       if (!need.again) this.#o.onForbidden?.(caller, need, request);
       throw new Problem("forbidden", `This needs the scope ${need.scope}.`);
     }
-    if (need.write && !need.again) this.#o.writes.take(caller.tenant);
+    // What operators do is no tenant's: nobody's load keeps them from it.
+    if (need.write && need.scope === "write" && !need.again) this.#o.writes.take(caller.tenant);
     return caller;
   }
 

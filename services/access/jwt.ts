@@ -15,7 +15,11 @@ export interface JwtOptions {
 
 /** Public keys only: with a shared secret whoever checks could also sign. */
 const algorithms = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"];
+/** A key that its issuer no longer publishes counts for so long, and for `checkedMs` with a token that was checked. */
+const refreshMs = 600_000;
+/** While the issuer is away: how long its last keys count, and how often it is asked again. */
 const keptMs = 86_400_000;
+const againMs = 30_000;
 const bound = 2_000;
 /** A checked token isn't checked again for so long. */
 const checkedMs = 60_000;
@@ -26,10 +30,14 @@ export class JwtVerifier {
   readonly #keys: ReturnType<typeof createRemoteJWKSet>;
   readonly #tenants = new Set<string>();
   readonly #checked = new Map<string, { readonly caller: Caller; readonly until: number }>();
+  /** Monotonic milliseconds; undefined: there are none yet. */
+  #fetchedAt: number | undefined;
+  #triedAt = -Infinity;
+  #refreshing: Promise<void> | undefined;
 
   constructor(options: JwtOptions) {
     this.#o = options;
-    // Fetched when a key is asked for that isn't known, so that an issuer that is away for a while does no harm.
+    // Fetched at the first token, and when a key is asked for that isn't known.
     this.#keys = createRemoteJWKSet(new URL(options.url), {
       cacheMaxAge: keptMs,
       cooldownDuration: 10_000,
@@ -52,6 +60,7 @@ export class JwtVerifier {
   async #check(text: string): Promise<Caller> {
     const { issuer, audience, time } = this.#o;
     let payload: JWTPayload;
+    await this.#refresh();
     try {
       ({ payload } = await jwtVerify(text, this.#keys, {
         algorithms,
@@ -63,6 +72,7 @@ export class JwtVerifier {
     } catch (error) {
       throw refusal(error);
     }
+    this.#fetchedAt ??= time.monotonic();
     const caller = this.#caller(payload);
     if (this.#tenants.size < bound) this.#tenants.add(caller.tenant);
     this.#checked.delete(text);
@@ -75,6 +85,20 @@ export class JwtVerifier {
     return caller;
   }
 
+  /** Keys that are old are fetched anew; when that fails, they go on to count: an issuer that is away for a while does no harm. */
+  #refresh(): Promise<void> | undefined {
+    const now = this.#o.time.monotonic();
+    if (this.#refreshing !== undefined) return this.#refreshing;
+    if (this.#fetchedAt === undefined || now - this.#fetchedAt < refreshMs || now - this.#triedAt < againMs)
+      return undefined;
+    this.#triedAt = now;
+    return (this.#refreshing = this.#keys
+      .reload()
+      .then(() => void (this.#fetchedAt = now))
+      .catch(() => undefined)
+      .finally(() => (this.#refreshing = undefined)));
+  }
+
   #caller(payload: JWTPayload): Caller {
     const said = payload[this.#o.scopeClaim];
     const list = Array.isArray(said) ? said : typeof said === "string" ? said.split(" ") : [];
@@ -85,9 +109,13 @@ export class JwtVerifier {
     const tenant = payload[this.#o.tenantClaim];
     if (tenant !== undefined && (typeof tenant !== "string" || !tenantForm.test(tenant)))
       throw new Problem("unauthorized", `The token's claim ${this.#o.tenantClaim} is no tenant's name.`);
+    const { sub = "" } = payload;
+    // It is written down as who did something: also where no text holds NUL or half a character.
+    if (sub === "" || /[\p{Cc}\p{Cs}]/u.test(sub))
+      throw new Problem("unauthorized", "The token's claim sub is no name.");
     return {
       tenant: tenant === undefined || tenant === defaultTenant ? "" : tenant,
-      principal: String(payload.sub),
+      principal: `jwt:${sub}`,
       // Operators of the whole group belong to no tenant.
       scopes: tenant === undefined ? scopes : scopes.filter((scope) => scope === "read" || scope === "write"),
     };

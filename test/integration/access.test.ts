@@ -385,12 +385,12 @@ describe("access", () => {
     };
     const wanted = [
       ["admin", "token add", "ok", "east"],
-      ["oscar", "failover pause", "ok", "west"],
-      ["oscar", "failover resume", "ok", "central"],
-      ["oscar", "POST /v1/tokens", "forbidden", "west"],
-      ["oscar", "takeover", "owner_reachable", "east"],
-      ["oscar", "divergence discard", "not_found", "east"],
-      ["oscar", "drain", "complete", "west"],
+      ["token:oscar", "failover pause", "ok", "west"],
+      ["token:oscar", "failover resume", "ok", "central"],
+      ["token:oscar", "POST /v1/tokens", "forbidden", "west"],
+      ["token:oscar", "takeover", "owner_reachable", "east"],
+      ["token:oscar", "divergence discard", "not_found", "east"],
+      ["token:oscar", "drain", "complete", "west"],
     ];
     const told = (items: readonly Json[]): unknown[][] =>
       items.slice(-wanted.length).map((item) => ["who", "action", "result", "dc"].map((name) => item[name]));
