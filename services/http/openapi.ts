@@ -104,7 +104,8 @@ function responses(route: Route, put: Put): Record<string, unknown> {
       : [
           ...everywhere,
           ...guarded,
-          ...(route.write === true ? (["quota_exceeded", "idempotency_key_reused"] as const) : []),
+          ...(route.write === true ? (["idempotency_key_reused"] as const) : []),
+          ...(route.write === true && scopeOf(route) === "write" ? (["quota_exceeded"] as const) : []),
           ...(hasBody ? withBody : []),
           ...(route.problems ?? []),
         ],

@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { once } from "node:events";
+import { writeFileSync } from "node:fs";
+import path from "node:path";
 import { after as afterAll, before, describe, it } from "node:test";
 import { exportJWK, generateKeyPair, SignJWT, type CryptoKey } from "jose";
 import { startStack, type TestStack } from "../harness/stack.js";
@@ -243,6 +245,42 @@ describe("access", () => {
     body(await on("east", "PUT", "/v1/workers/w", a, { capacity: 3 }), 200);
     problem(await on("east", "POST", "/v1/workers/w/heartbeat", b), "not_found");
     problem(await on("east", "POST", "/v1/tasks/take", b, { workerId: "w" }), "not_found");
+  });
+
+  it("exports what one tenant has so that another imports the same", async () => {
+    const [from, to] = [
+      (await make({ scopes: ["read", "write"], tenant: "from" })).token,
+      (await make({ scopes: ["read", "write"], tenant: "to" })).token,
+    ];
+    for (const token of [from, to]) await everywhere(token);
+    const clusters = [
+      { name: 'a "quoted"\n line', spec: { deep: { list: [1, 2.5, null, { x: [] }] } }, labels: { "k/1": "ü" } },
+      { name: "", spec: {}, state: { nodes: { n1: { up: true } } }, expiresAt: "2199-01-01T00:00:00.000Z" },
+      { name: "plain", spec: { nodes: ["n1", "n2"] } },
+    ];
+    for (const [n, fields] of clusters.entries())
+      body(
+        await on("east", "PUT", `/v1/clusters/moved:${n}.x`, from, fields, { "hothot-durability": "replicated" }),
+        201,
+      );
+    const exported = async (token: string): Promise<string> => {
+      const { code, stdout, stderr } = await stack.cli("clusters", "export", "--token", token);
+      assert.equal(code, 0, stderr);
+      return stdout;
+    };
+    const lines = await stack.until(
+      async () => {
+        const text = await exported(from);
+        return text.trimEnd().split("\n").length === clusters.length && text;
+      },
+      settleMs,
+      "all of them are in the copy that is exported",
+    );
+    const file = path.join(stack.dir, "export.ndjson");
+    writeFileSync(file, lines);
+    const { code, stderr } = await stack.cli("clusters", "import", file, "--token", to);
+    assert.equal(code, 0, stderr);
+    await stack.until(async () => (await exported(to)) === lines, settleMs, "the same is exported again");
   });
 
   it("tells a tenant nothing of another's jobs in its events", async () => {

@@ -231,6 +231,40 @@ describe("a worker of one's own", { timeout: 300_000 }, () => {
     assert.equal(body(await on("central", "GET", `/v1/jobs/${job.id}`), 200)["status"], "complete");
   });
 
+  it("is paused, resumed, cancelled and tried again once for a key, wherever and whenever the request comes again", async () => {
+    const job = await begin(at(idsOf(map, "central", "keyed", 1), 0), ["a"], "restart");
+    const ask = (dc: string, verb: string): Promise<Answered> =>
+      on(dc, "POST", `/v1/jobs/${job.id}/${verb}`, undefined, { "idempotency-key": `${verb}-once` });
+    const firsts = new Map<string, Answered>();
+    for (const [verb, status] of [
+      ["pause", "paused"],
+      ["resume", "running"],
+      ["cancel", "cancelled"],
+      ["retry", "running"],
+    ] as const) {
+      const first = await ask("east", verb);
+      assert.ok(first.status < 300, first.text);
+      assert.equal((JSON.parse(first.text) as Json)["status"], status);
+      firsts.set(verb, first);
+      // Those before, too: what came after them is not undone.
+      for (const [earlier, answered] of firsts)
+        for (const dc of ["west", "central"]) {
+          const again = await ask(dc, earlier);
+          assert.deepEqual([again.status, again.text], [answered.status, answered.text], earlier);
+          assert.equal(again.headers.get("idempotency-replayed"), "true");
+        }
+      const now = await on("west", "GET", `/v1/jobs/${job.id}`, undefined, { "hothot-consistency": "owner" });
+      assert.equal(body(now, 200)["status"], status);
+      problem(
+        await on("west", "POST", `/v1/jobs/${job.id}/${verb === "cancel" ? "pause" : "cancel"}`, undefined, {
+          "idempotency-key": `${verb}-once`,
+        }),
+        "idempotency_key_reused",
+      );
+    }
+    await cancel(job);
+  });
+
   it("is refused with stale_token after a takeover, in every datacenter, and the next attempt goes on from the checkpoint", async () => {
     const [id = "", fresh = ""] = idsOf(map, "east", "over", 2);
     const job = await begin(id, ["a", "b"]);

@@ -288,6 +288,32 @@ describe("the write path", { timeout: 240_000 }, () => {
     problem(await on("west", "GET", `/v1/clusters/${two}`), "not_found");
   });
 
+  it("one key for two clusters at two datacenters at once: each takes effect once or is refused, and a third is refused", async () => {
+    const ids = (["east", "west", "central"] as const).map(
+      (dc) => [dc, at(idsOf(map, dc, "key-at-once", 1), 0)] as const,
+    );
+    const key = { "idempotency-key": "at-once" };
+    const [third, ...both] = [at(ids, 2), at(ids, 0), at(ids, 1)];
+    const ask = ([dc, id]: readonly [string, string]): Promise<Answered> =>
+      on(dc, "POST", "/v1/clusters", { id, name: "n", spec: {} }, key);
+    const answers = await Promise.all(both.map(ask));
+    const done = answers.filter(({ status }) => status === 201);
+    assert.ok(done.length > 0, answers.map(({ text }) => text).join());
+    for (const [index, answer] of answers.entries()) {
+      if (answer.status !== 201) {
+        problem(answer, "idempotency_key_reused");
+        continue;
+      }
+      const [dc, id] = at(both, index);
+      assert.equal(
+        body(await on(dc, "GET", `/v1/clusters/${id}`, undefined, { "hothot-consistency": "owner" }), 200)["version"],
+        1,
+      );
+      body(await on("central", "GET", `/v1/clusters/${id}`, undefined, after(answer)), 200);
+    }
+    problem(await ask(third), "idempotency_key_reused");
+  });
+
   it("remembers a keyed write that changed nothing", async () => {
     const worker = "/v1/workers/keyed-worker";
     body(await on("east", "PUT", worker, { capacity: 2 }), 200);

@@ -22,7 +22,7 @@ export function divergenceRoutes({ datacenter, extensions, here }: Backend): Rou
       body: nothing,
       bodyOptional: true,
       answers: { 200: z.union([divergent, cluster, z.looseObject({})]) },
-      problems: ["not_found", "version_mismatch", "invalid_transition", ...writeProblems],
+      problems: ["not_found", "version_mismatch", "invalid_transition", "quota_exceeded", ...writeProblems],
       handle: async (call) =>
         (verb === "replay"
           ? extensions.replayDivergent?.(call.context, call.path.id)
