@@ -185,12 +185,16 @@ export class Moves {
   /** Waits for the log (it may be electing a leader) up to the deadline; each try settles what became of the last. */
   async setFailover(context: RequestContext, paused: boolean): Promise<Reply> {
     const { siteSets, time } = this.#p;
+    const began = time.monotonic();
+    // What was known here before does not count: another datacenter may just have changed it.
+    const stands = (): boolean => siteSets.readAt >= began && siteSets.set.failoverPaused === paused;
+    // A look that is under way may have begun before.
+    await siteSets.refresh();
     for (;;) {
-      // Through the log also where there is nothing to change as far as is known here: another datacenter may just have changed it.
       const changed = await siteSets.change((set) =>
         set.failoverPaused === paused ? undefined : { ...set, failoverPaused: paused },
       );
-      if (changed !== undefined || siteSets.set.failoverPaused === paused) break;
+      if (changed !== undefined || stands()) break;
       if (time.monotonic() + setTryMs >= context.deadline)
         throw new Problem("no_majority", "The site set could not be changed in the log.", { retryAfterSeconds: 1 });
       await time.sleep(200);

@@ -19,6 +19,7 @@ export class SiteSetWatch implements Service {
   readonly #listeners: ((set: SiteSet) => void)[] = [];
   #loop: Promise<void> = Promise.resolve();
   #reading: Promise<void> | undefined;
+  #readAt = -Infinity;
 
   constructor(streams: LogStreams, time: Time, log: Logger) {
     this.#streams = streams;
@@ -50,6 +51,11 @@ export class SiteSetWatch implements Service {
   get set(): SiteSet {
     if (this.#current === undefined) throw new Error("the site set is not known yet");
     return this.#current.set;
+  }
+
+  /** When the last look at the log began that was answered (monotonic milliseconds): the set is not older. */
+  get readAt(): number {
+    return this.#readAt;
   }
 
   async start(): Promise<void> {
@@ -98,10 +104,12 @@ export class SiteSetWatch implements Service {
   }
 
   async #read(): Promise<void> {
+    const began = this.#time.monotonic();
     for (let route = 0; route < this.#streams.routes; route++) {
       try {
         const found = await this.#streams.readControl(500, route);
         if (found === undefined) continue;
+        this.#readAt = began;
         if (this.#current === undefined || found.sequence > this.#current.sequence) {
           this.#current = { set: decodeSiteSet(found.data), sequence: found.sequence };
           this.#log.info("site set", {
