@@ -34,6 +34,7 @@ import type { Head, ShardMap } from "../../shards/map.js";
 import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
 import { Repairer, type RepairRequest } from "../../services/repair.js";
+import { AuditTrail, type AuditEntry } from "../../services/access/audit.js";
 import { Verifier } from "../../services/verify.js";
 import { OperationStore, type LongOperation } from "../../services/operation-store.js";
 import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
@@ -1397,6 +1398,56 @@ test("a long operation is shown and cancelled by any process, and fails when its
       );
     }
   } finally {
+    await database.close();
+  }
+});
+
+test("what an operator began is in the audit trail though its process died, and so is a long operation that nobody noted", async () => {
+  const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+  const database = new Database({ ...options, connections: 2, name: "test" });
+  const published = new Map<string, unknown>();
+  const trail = (active: boolean): AuditTrail =>
+    new AuditTrail({
+      database,
+      time: systemTime,
+      log: silentLogger,
+      publish: async (id, body) =>
+        void published.set(id, `${String(body["result"])} ${JSON.stringify(body["target"])}`),
+      active: () => active,
+    });
+  const [one, two] = [trail(false), trail(true)];
+  const entry = (id: string, result: string, target: object = { shard: 1 }): AuditEntry => ({
+    ...{ id, at: "2026-01-01T00:00:00.000Z", who: "admin", dc: "east", action: "repair" },
+    ...{ target: { ...target }, result, requestId: null },
+  });
+  const listed = async (): Promise<unknown[]> =>
+    (await two.list({ limit: 10 })).items.map((item) => {
+      const { id, result } = item as { id: string; result: string };
+      return [id, result];
+    });
+  try {
+    await database.migrate();
+    await one.begin(entry("a-1", "begun"));
+    await one.begin(entry("a-2", "begun"));
+    assert.deepEqual(await listed(), [
+      ["a-1", "begun"],
+      ["a-2", "begun"],
+    ]);
+    assert.equal(published.size, 0, "it goes into the log with what came of it");
+    await one.note(entry("a-2", "ok"));
+    assert.equal(published.get("a-2"), 'ok {"shard":1}');
+    // Its process is gone: another one of the datacenter brings it.
+    await database.pool.query("UPDATE audit_pending SET noted_at = now() - interval '1 minute'");
+    await two.start();
+    assert.ok(await until(async () => published.get("a-1") === 'begun {"shard":1}', 10_000, 25));
+    await two.ended(entry("a-op-east-x", "failed", { operation: "op-east-x" }), "its process stopped");
+    assert.equal(published.get("a-op-east-x"), 'failed {"operation":"op-east-x"}');
+    // What was noted keeps what it said.
+    await one.begin(entry("a-op-east-y", "running", { dc: "west" }));
+    await two.ended(entry("a-op-east-y", "complete", { operation: "op-east-y" }), null);
+    assert.equal(published.get("a-op-east-y"), 'complete {"dc":"west"}');
+  } finally {
+    await two.stop();
     await database.close();
   }
 });
