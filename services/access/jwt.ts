@@ -109,9 +109,9 @@ export class JwtVerifier {
     const tenant = payload[this.#o.tenantClaim];
     if (tenant !== undefined && (typeof tenant !== "string" || !tenantForm.test(tenant)))
       throw new Problem("unauthorized", `The token's claim ${this.#o.tenantClaim} is no tenant's name.`);
-    const { sub = "" } = payload;
+    const sub: unknown = payload.sub;
     // It is written down as who did something: also where no text holds NUL or half a character.
-    if (sub === "" || /[\p{Cc}\p{Cs}]/u.test(sub))
+    if (typeof sub !== "string" || sub === "" || /[\p{Cc}\p{Cs}]/u.test(sub))
       throw new Problem("unauthorized", "The token's claim sub is no name.");
     return {
       tenant: tenant === undefined || tenant === defaultTenant ? "" : tenant,
