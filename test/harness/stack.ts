@@ -128,6 +128,19 @@ export class TestStack {
     return readFileSync(path.join(this.dir, dc, `${part}.log`), "utf8");
   }
 
+  /** For the message of a test that fails: the last warnings and errors of every datacenter's node n1, and its changes of owner. */
+  lastWords(lines = 25): string {
+    const wanted = /"level":"(warn|error)"|"component":"(takeover|site-word|coordinator)"|lease/;
+    return this.dcs
+      .map((dc) => {
+        const said = this.logs(dc)
+          .split("\n")
+          .filter((line) => wanted.test(line));
+        return [`--- ${dc}`, ...said.slice(-lines)].join("\n");
+      })
+      .join("\n");
+  }
+
   /**
    * Waits until `condition` gives something other than undefined or false, and gives that. A condition that throws has not come true yet.
    * @throws Error that says what was waited for

@@ -360,7 +360,12 @@ describe("loads, digests, repair", { timeout: 240_000 }, () => {
     const loading = load("central", rows, key);
     await stack.until(async () => (await there("central")) > 0, 30_000, "rows arrive");
     await stack.simulate("crash", "west");
-    const first = await loading;
+    const first = await loading.catch(async (error: unknown) => {
+      const now = (await shardMap(stack, "central")).filter(
+        (shard) => shard.owner === "west" || shard.state !== "owned",
+      );
+      throw new Error(`the load did not end: ${JSON.stringify(now)}\n${stack.lastWords()}`, { cause: error });
+    });
     assert.equal(first.length, count);
     // What was not answered by then is asked for again, and so is all else.
     const again = await load("east", rows, key);
