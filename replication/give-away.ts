@@ -123,6 +123,7 @@ export class GiveAway implements Service {
           sameTenure: false,
           closing: 0,
           phasesMs: {},
+          since: head.published,
         },
         this.#o.time.monotonic() + appendMs,
       );

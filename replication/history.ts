@@ -60,3 +60,67 @@ export async function insertHistory(client: Client, changes: readonly HistoryRow
     ],
   });
 }
+
+/** What becomes known of a change of owner only after its record: its later phases, and what its former owner set aside. */
+export interface ChangeFacts {
+  readonly shard: number;
+  readonly epoch: number;
+  /** Milliseconds by phase. */
+  readonly phasesMs: Readonly<Record<string, number>>;
+  readonly divergent: number;
+}
+
+/** Whoever knows more is right: facts only become more. */
+export const mergedFacts = (a: ChangeFacts, b: ChangeFacts): ChangeFacts => ({
+  ...a,
+  phasesMs: { ...b.phasesMs, ...a.phasesMs },
+  divergent: Math.max(a.divergent, b.divergent),
+});
+
+export const factsKey = ({ shard, epoch }: Pick<ChangeFacts, "shard" | "epoch">): string => `${shard}-${epoch}`;
+
+/** Facts of the same change as one, in the order of their first. */
+export function gatheredFacts(facts: readonly ChangeFacts[]): ChangeFacts[] {
+  const out = new Map<string, ChangeFacts>();
+  for (const each of facts) {
+    const known = out.get(factsKey(each));
+    out.set(factsKey(each), known === undefined ? each : mergedFacts(known, each));
+  }
+  return [...out.values()];
+}
+
+/** Adds to changes that the history has. @returns facts of changes that it does not have yet */
+export async function addFacts(
+  database: Pick<Database, "pool">,
+  facts: readonly ChangeFacts[],
+): Promise<readonly ChangeFacts[]> {
+  if (facts.length === 0) return [];
+  const gathered = gatheredFacts(facts);
+  const { rows } = await database.pool.query<{ shard: number; epoch: number }>({
+    name: "add_facts",
+    text: `UPDATE history h SET phases_ms = v.phases_ms || h.phases_ms, divergent = greatest(h.divergent, v.divergent)
+      FROM jsonb_to_recordset($1::jsonb) AS v(shard int, epoch bigint, phases_ms jsonb, divergent bigint)
+      WHERE h.shard = v.shard AND h.epoch = v.epoch RETURNING h.shard, h.epoch`,
+    values: [
+      JSON.stringify(
+        gathered.map(({ shard, epoch, phasesMs, divergent }) => ({ shard, epoch, phases_ms: phasesMs, divergent })),
+      ),
+    ],
+  });
+  const found = new Set(rows.map(factsKey));
+  return gathered.filter((each) => !found.has(factsKey(each)));
+}
+
+/** What the history here says of these changes. */
+export async function factsOf(
+  database: Pick<Database, "pool">,
+  changes: readonly Pick<ChangeFacts, "shard" | "epoch">[],
+): Promise<ChangeFacts[]> {
+  const { rows } = await database.pool.query<ChangeFacts>({
+    name: "facts_of",
+    text: `SELECT shard, epoch, phases_ms AS "phasesMs", divergent FROM history
+      JOIN unnest($1::int[], $2::bigint[]) AS v(shard, epoch) USING (shard, epoch)`,
+    values: [changes.map(({ shard }) => shard), changes.map(({ epoch }) => epoch)],
+  });
+  return rows;
+}

@@ -71,7 +71,7 @@ export class LogOwnership implements OwnershipLog {
           sameTenure: request.sameTenure,
           closing: request.closing,
           phasesMs: request.phasesMs,
-          drained: 0,
+          drained: Math.max(0, last - request.since),
           epochEnds: await ends,
         };
         const batch = { header: open, records: [], open: body };

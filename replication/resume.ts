@@ -4,6 +4,7 @@ import type { Logger } from "../infra/logger.js";
 import type { Service } from "../infra/service.js";
 import type { Partition, ShardId, SiteName } from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
+import type { OwnershipLog } from "../shards/ownership-log.js";
 import type { ShardStore } from "../shards/store.js";
 import type { LogOwnership } from "./ownership.js";
 import type { EpochEnd } from "./record.js";
@@ -18,6 +19,8 @@ export interface ResumeOptions {
   readonly store: ShardStore;
   readonly publisher: Publisher;
   readonly ownership: LogOwnership;
+  /** As `ownership`, with what follows an `open`. */
+  readonly opens: OwnershipLog;
   readonly restateMs: number;
   readonly epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   /** This node has a lease and is the datacenter's replicator. */
@@ -145,9 +148,10 @@ export class Resume implements Service {
       if (suspended !== undefined) this.#o.map.adopt(suspended);
       return;
     }
+    const began = this.#o.time.monotonic();
     if (!(await this.#o.publisher.flush(head, deadline))) return;
     if (!this.#o.active()) return;
-    const result = await this.#o.ownership.open(
+    const result = await this.#o.opens.open(
       {
         shard: head.shard,
         against: head.epoch,
@@ -158,7 +162,8 @@ export class Resume implements Service {
         by: this.#o.site,
         sameTenure: head.closing === 0,
         closing: head.closing,
-        phasesMs: {},
+        phasesMs: { flush: Math.round(this.#o.time.monotonic() - began) },
+        since: head.published,
       },
       deadline,
     );

@@ -4,6 +4,7 @@ import type { Logger } from "../infra/logger.js";
 import { NoAnswer, NoResponders, type Messenger } from "../infra/nats/messaging.js";
 import type { Service } from "../infra/service.js";
 import type { CarriedPart } from "../replication/carried.js";
+import type { ChangeFacts } from "../replication/history.js";
 import type { MoveRequest, MoveResult } from "../shards/switchover.js";
 import type { SiteName } from "../shards/ids.js";
 import type { StoredOperation } from "./operation-store.js";
@@ -25,6 +26,10 @@ export interface Calls {
     readonly forced: boolean;
   }): Promise<readonly number[]>;
   operation(question: { readonly id: string; readonly cancel: boolean }): Promise<unknown>;
+  /** Facts about ownership changes that came after their records. */
+  historyTold(facts: readonly ChangeFacts[]): Promise<void>;
+  /** What is known there of these changes. */
+  historyKnown(changes: readonly (readonly [shard: number, epoch: number])[]): Promise<readonly ChangeFacts[]>;
   /** The long operation of this id, if it was begun there. */
   begun(question: { readonly id: string }): Promise<StoredOperation | null>;
 }

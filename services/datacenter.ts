@@ -36,6 +36,7 @@ import { createWord } from "./engine/word.js";
 import { CommandExecutor } from "./executor.js";
 import { Failback } from "./failback.js";
 import { callsOf } from "./group-calls.js";
+import { HistoryFacts } from "./history-facts.js";
 import { CatalogFile } from "./jobs/catalog.js";
 import { Dispatcher } from "./jobs/dispatcher.js";
 import { PostgresJobSource } from "./jobs/job-source.js";
@@ -130,8 +131,10 @@ export async function createDatacenter(
     owned: (shard, at, tenure) => dispatcher.onOwned(shard, at, tenure),
     lost: (shard) => dispatcher.onLost(shard),
     uncertain: (list) => dispatcher.onUncertain(list),
-    applied: ({ committedAt, differs = [] }, messages) => {
+    applied: ({ committedAt, adoptions, differs = [] }, messages) => {
       retention.observe(messages);
+      for (const { head, divergent } of adoptions)
+        if (divergent > 0) facts.add({ shard: head.shard, epoch: head.epoch, divergent });
       for (const differing of differs) damaged(differing.shard, [], differing);
       for (const [shard, at] of committedAt) {
         const owner = engine.map.get(shard)?.owner;
@@ -144,6 +147,7 @@ export async function createDatacenter(
       metrics.takeovers.inc(count);
       metrics.takeoverSeconds.observe(ms / 1000);
     },
+    followed: (shard, at, phasesMs) => facts.add({ shard, epoch: at, phasesMs }),
     inside: (message) => {
       if (message.offered !== undefined) dispatcher.offer(message.offered);
     },
@@ -155,6 +159,13 @@ export async function createDatacenter(
     messengers: links.routes,
     local: () => calls,
     active: () => engine.replicator.holding,
+  });
+  const facts = new HistoryFacts({
+    database: data,
+    calls: callClient,
+    others: () => datacentersOf(siteSets.set).filter((dc) => dc !== site && peers.state(dc) !== "dead"),
+    time,
+    log: log.with({ component: "history" }),
   });
   const engine = await createEngine(
     {
@@ -274,6 +285,7 @@ export async function createDatacenter(
     data,
     metrics,
     time,
+    facts,
     operation: ({ id, cancel }) => moves.local(id, cancel),
     begun: ({ id }) => moves.begun(id),
   });
@@ -396,6 +408,7 @@ export async function createDatacenter(
       log,
       retentionMs: config.idempotencyRetentionMs,
     }),
+    facts,
     services,
     state: () => engine.readiness.state(),
     worstLag: () => engine.readiness.worstLag(),

@@ -5,6 +5,7 @@ import { carriedIn } from "../replication/carried.js";
 import type { ShardId } from "../shards/ids.js";
 import type { Calls } from "./calls.js";
 import type { Engine } from "./engine/engine.js";
+import type { HistoryFacts } from "./history-facts.js";
 
 /** The end of a move waits no longer for this datacenter to read of it in the log. */
 const heardMs = 3_000;
@@ -15,6 +16,7 @@ export function callsOf(o: {
   readonly data: Database;
   readonly metrics: Metrics;
   readonly time: Time;
+  readonly facts: HistoryFacts;
   readonly operation: Calls["operation"];
   readonly begun: Calls["begun"];
 }): Calls {
@@ -58,6 +60,9 @@ export function callsOf(o: {
         })),
       ];
     },
+    // Whoever tells does not wait until it is known here.
+    historyTold: async (facts) => void o.facts.told(facts).catch(() => undefined),
+    historyKnown: (changes) => o.facts.known(changes),
     operation: o.operation,
     begun: o.begun,
   };

@@ -78,23 +78,29 @@ export class GroupView {
 
   async history(page: Page): Promise<Listed> {
     const after = page.cursor === undefined ? null : cursorParts(page.cursor, ["time", "shard", "epoch"]);
+    // Times are of the owners' clocks: of a shard, no epoch comes before the one that it followed.
     const { rows } = await this.#p.control.pool.query<{
       shard: number;
       epoch: number;
       at: string;
+      turn: string;
       from_dc: string | null;
       to_dc: string;
       kind: string;
       reason: string;
       by: string;
-      phases_ms: object;
+      phasesMs: Record<string, number>;
       drained: number;
       divergent: number;
     }>(
-      `SELECT * FROM history WHERE $1::timestamptz IS NULL OR (at, shard, epoch) > ($1::timestamptz, $2::int, $3::bigint) ORDER BY at, shard, epoch LIMIT $4`,
+      `SELECT shard, epoch, at, turn, from_dc, to_dc, kind, reason, by, phases_ms AS "phasesMs", drained, divergent
+       FROM (SELECT *, max(at) OVER (PARTITION BY shard ORDER BY epoch) AS turn FROM history) AS h
+       WHERE $1::timestamptz IS NULL OR (turn, shard, epoch) > ($1::timestamptz, $2::int, $3::bigint)
+       ORDER BY turn, shard, epoch LIMIT $4`,
       [after?.[0] ?? null, after?.[1] ?? 0, after?.[2] ?? 0, page.limit + 1],
     );
-    const items = rows.slice(0, page.limit).map((row) => ({
+    const changes = await this.#p.facts.complete(rows.slice(0, page.limit));
+    const items = changes.map((row) => ({
       id: `${row.shard}-${row.epoch}`,
       at: row.at,
       shard: row.shard,
@@ -104,16 +110,16 @@ export class GroupView {
       kind: row.kind,
       reason: row.reason,
       by: row.by,
-      phasesMs: row.phases_ms,
+      phasesMs: row.phasesMs,
       drained: row.drained,
       divergent: row.divergent,
     }));
-    const last = items.at(-1);
+    const last = changes.at(-1);
     return {
       items,
       nextCursor:
         rows.length > page.limit && last !== undefined
-          ? encodeCursor(JSON.stringify([last.at, last.shard, last.epoch]))
+          ? encodeCursor(JSON.stringify([last.turn, last.shard, last.epoch]))
           : null,
     };
   }

@@ -1,4 +1,4 @@
-import type { Epoch, Partition, ShardId, SiteName } from "./ids.js";
+import type { Epoch, Partition, Position, ShardId, SiteName } from "./ids.js";
 
 /** A change of owner, as it is asked of the log. */
 export interface OpenRequest {
@@ -12,7 +12,13 @@ export interface OpenRequest {
   readonly by: string;
   readonly sameTenure: boolean;
   readonly closing: number;
+  /** What came before the append. */
   readonly phasesMs: Readonly<Record<string, number>>;
+  /**
+   * How far the shard was when the change began: of a planned move, what the log had when the shard was held; of a takeover, what
+   * its new owner had applied. The records from there to the epoch's end were drained.
+   */
+  readonly since: Position;
 }
 
 export type OpenResult =

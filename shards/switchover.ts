@@ -2,8 +2,9 @@ import type { Time } from "../infra/clock.js";
 import { within } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
-import type { Epoch, Partition, ShardId, SiteName } from "./ids.js";
+import type { Epoch, Partition, Position, ShardId, SiteName } from "./ids.js";
 import type { Head, ShardMap } from "./map.js";
+import type { Followed } from "./followed-opens.js";
 import type { OwnershipLog } from "./ownership-log.js";
 import type { ShardStore } from "./store.js";
 
@@ -39,12 +40,16 @@ export interface SwitchoverOptions {
   readonly canOpen: (target: SiteName, partition: Partition) => boolean;
   /** Another node of this datacenter holds the shard; rejects when it does not confirm in time. */
   readonly hold: (node: string, head: Head, timeoutMs: number) => Promise<void>;
+  /** What the log is known to hold of the epoch. */
+  readonly published: (head: Head) => Position;
   /** The log holds all of the epoch. */
   readonly flush: (head: Head, deadline: number) => Promise<boolean>;
   /** Task progress of running jobs is stored at the target, tied to the epoch that comes. @returns the closing that the target knows (rule i) */
   readonly carry: (head: Head, to: SiteName, timeoutMs: number) => Promise<number>;
   /** The target serves the shard in this epoch. */
   readonly opened: (to: SiteName, shard: ShardId, epoch: Epoch, timeoutMs: number) => Promise<boolean>;
+  /** Phases of the change that came after its append, milliseconds. */
+  readonly followed: Followed;
 }
 
 /**
@@ -113,6 +118,7 @@ export class Switchover {
     if (started === null) return { kind: "called_off", why: "the shard is not owned and confirmed here any more" };
     const { head } = started;
     map.adopt(head);
+    const since = this.#o.published(head);
     let closing = 0;
     try {
       await Promise.all(started.nodes.map((node) => this.#hold(node, head)));
@@ -154,6 +160,7 @@ export class Switchover {
         sameTenure: true,
         closing,
         phasesMs: { ...phases },
+        since,
       },
       opening + appendMs,
     );
@@ -165,6 +172,8 @@ export class Switchover {
     const serving = time.monotonic();
     const served = await within(time, openedMs, this.#o.opened(to, shard, epoch, openedMs), false);
     phase("serve", serving);
+    const { open = 0, serve = 0 } = phases;
+    this.#o.followed(shard, epoch, served ? { open, serve } : { open });
     const heldMs = time.monotonic() - began;
     this.#log.info("moved", { shard, epoch, to, heldMs: Math.round(heldMs), served, ...phases });
     return { kind: "moved", epoch, heldMs };

@@ -4,7 +4,7 @@ import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Messenger } from "../infra/nats/messaging.js";
 import type { Service } from "../infra/service.js";
-import type { Epoch, Partition, ShardId, SiteName } from "./ids.js";
+import type { Epoch, Partition, Position, ShardId, SiteName } from "./ids.js";
 import { voteSubject } from "./lease-keeper.js";
 import type { Head, ShardMap } from "./map.js";
 import type { OwnershipLog } from "./ownership-log.js";
@@ -32,6 +32,8 @@ export interface TakeoverOptions {
   readonly preferences: readonly SiteName[];
   /** All shards of the partition could be opened here: mark close to the log's end, nothing to restore. */
   readonly canOpen: (partition: Partition) => boolean;
+  /** How far this datacenter's copy of the shard is. */
+  readonly reached: (shard: ShardId) => Position;
   readonly onTakeover: (info: { readonly target: SiteName; readonly shards: number; readonly ms: number }) => void;
 }
 
@@ -44,6 +46,14 @@ const voteTimeoutMs = 600;
 /** A forced vote waits until the site's last promise has run out. */
 const forcedVoteTimeoutMs = 4_000;
 const retryMs = 400;
+
+/** Monotonic milliseconds; and how far this datacenter's copies were when the votes were there. */
+interface Times {
+  readonly began: number;
+  readonly voted: number;
+  readonly deadline: number;
+  readonly since: ReadonlyMap<ShardId, Position>;
+}
 
 /**
  * Unplanned change of owner (section 4): a survivor that hears nothing of a datacenter any more collects votes from a
@@ -85,7 +95,8 @@ export class TakeoverWatch implements Service {
     const set = this.#o.siteSet();
     const began = this.#o.time.monotonic();
     if (!(await this.#collectVotes(set, target, shards, order.forced))) return new Set();
-    const times = { began, voted: this.#o.time.monotonic(), deadline: this.#o.time.monotonic() + votesHoldMs };
+    const voted = this.#o.time.monotonic();
+    const times = { began, voted, since: this.#reached(shards), deadline: voted + votesHoldMs };
     const opened = await Promise.all(shards.map((head) => this.#open(target, head, times, order)));
     return new Set(shards.filter((_, index) => opened[index] === true).map((head) => head.shard));
   }
@@ -130,13 +141,14 @@ export class TakeoverWatch implements Service {
       return;
     }
     const voted = time.monotonic();
+    const since = this.#reached(shards);
     const deadline = began + votesHoldMs;
     const survivors = datacentersOf(set).filter((dc) => dc !== target);
     const byPartition = new Map<Partition, Head[]>();
     for (const head of shards) byPartition.set(head.partition, [...(byPartition.get(head.partition) ?? []), head]);
     const opened = await Promise.all(
       [...byPartition].map(([partition, heads]) =>
-        this.#openPartition(target, partition, heads, survivors, { began, voted, deadline }),
+        this.#openPartition(target, partition, heads, survivors, { began, voted, since, deadline }),
       ),
     );
     const total = opened.reduce((sum, n) => sum + n, 0);
@@ -152,7 +164,7 @@ export class TakeoverWatch implements Service {
     partition: Partition,
     heads: readonly Head[],
     survivors: readonly SiteName[],
-    times: { began: number; voted: number; deadline: number },
+    times: Times,
   ): Promise<number> {
     const { time, site } = this.#o;
     const able = survivors.filter((dc) =>
@@ -174,7 +186,7 @@ export class TakeoverWatch implements Service {
   async #open(
     target: SiteName,
     head: Head,
-    times: { began: number; voted: number; deadline: number },
+    times: Times,
     order: { readonly by: string; readonly reason: string },
   ): Promise<boolean> {
     const { time, site } = this.#o;
@@ -199,7 +211,8 @@ export class TakeoverWatch implements Service {
         by: order.by,
         sameTenure: false,
         closing: now.closing,
-        phasesMs: { votes: Math.round(times.voted - times.began), seal: Math.round(time.monotonic() - times.voted) },
+        phasesMs: { votes: Math.round(times.voted - times.began), wait: Math.round(time.monotonic() - times.voted) },
+        since: times.since.get(head.shard) ?? now.position,
       },
       times.deadline,
     );
@@ -207,6 +220,10 @@ export class TakeoverWatch implements Service {
     if (result.kind === "unknown")
       this.#log.warn("a seal's outcome is unknown", { shard: head.shard, epoch: head.epoch });
     return result.kind === "opened";
+  }
+
+  #reached(heads: readonly Head[]): Times["since"] {
+    return new Map(heads.map(({ shard }) => [shard, this.#o.reached(shard)]));
   }
 
   #hasEnded(head: Head): boolean {

@@ -12,7 +12,15 @@ import { Resume } from "../../replication/resume.js";
 import { ShardLog } from "../../replication/shard-log.js";
 import { Writer, type WriterEvents } from "../../replication/writer.js";
 import { Changes } from "../../routing/changes.js";
-import { partitionOf, type Epoch, type Partition, type Position, type ShardId } from "../../shards/ids.js";
+import {
+  partitionOf,
+  position as toPosition,
+  type Epoch,
+  type Partition,
+  type Position,
+  type ShardId,
+} from "../../shards/ids.js";
+import { FollowedOpens } from "../../shards/followed-opens.js";
 import { Hearing } from "../../shards/coordinator.js";
 import { LeaderKeeper } from "../../shards/leader-keeper.js";
 import { LeaseKeeper } from "../../shards/lease-keeper.js";
@@ -173,6 +181,22 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     },
     epochEnds: ground.epochEnds,
   });
+  const opens = new FollowedOpens({
+    ownership,
+    time,
+    served: async (to, shard, at, timeoutMs) => {
+      if (to !== site) return ground.opened(to, shard, at, timeoutMs);
+      const deadline = time.monotonic() + timeoutMs;
+      for (;;) {
+        const head = map.get(shard);
+        if (head?.epoch === at && head.state === "owned" && head.confirmed) return true;
+        const left = deadline - time.monotonic();
+        if (left <= 0 || stopped.signal.aborted || (head?.epoch ?? 0) > at) return false;
+        await changes.next(shard, Math.min(left, 1_000));
+      }
+    },
+    followed: (shard, at, phasesMs) => events.followed(shard, at, phasesMs),
+  });
   const replicator: ReplicatorLock = new ReplicatorLock({
     store,
     holder: ground.holder,
@@ -192,6 +216,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     store,
     publisher,
     ownership,
+    opens,
     restateMs: settings.restateMs,
     epochEnds: ground.epochEnds,
     active: () => replicator.holding && leases.valid,
@@ -211,9 +236,11 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     canOpen: (target, partition) => peers.canOpen(target, partition),
     hold: async (name, head, timeoutMs) =>
       void (await ground.main.request(holdSubject(group, site, name), pack(head), timeoutMs)),
+    published: (head) => toPosition(Math.max(publisher.mark(head.shard) ?? 0, head.published)),
     flush: (head, deadline) => publisher.flush(head, deadline),
     carry: ground.carry,
     opened: ground.opened,
+    followed: (shard, at, phasesMs) => events.followed(shard, at, phasesMs),
   });
   const readiness = new Readiness({ site, map, progress, peers, applier, restorer, leases, clock: time });
   const takeovers = new TakeoverWatch({
@@ -225,10 +252,11 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     map,
     peers,
     word,
-    ownership,
+    ownership: opens,
     siteSet: ground.siteSet,
     leaseValid: () => leases.valid,
     canOpen: (partition) => !readiness.blockedPartitions().includes(partition),
+    reached: (shard) => progress.place(shard).position,
     preferences: settings.successors,
     graceMs: 2 * settings.leaseMs,
     onTakeover: ({ shards: count, ms }) => events.tookOver(count, ms),
@@ -241,7 +269,7 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     map,
     store,
     shardLog,
-    ownership,
+    ownership: opens,
     active: () => replicator.holding && leases.valid,
     moving: (shard) => switchover.isMoving(shard),
     waits: (shard) => restorer.shardWaits(shard),

@@ -13,6 +13,7 @@ import type { Applied, Incoming, ReplicaStore } from "../../replication/replica-
 import type { LogTransport } from "../../replication/shard-log.js";
 import type { Epoch, Partition, ShardId, SiteName } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
+import type { Followed } from "../../shards/followed-opens.js";
 import type { LogLeaders } from "../../shards/ownership-log.js";
 import type { SiteSet } from "../../shards/site-set.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
@@ -96,6 +97,8 @@ export interface EngineEvents {
   /** After each transaction of the applier. */
   applied(applied: Applied, messages: readonly Incoming[]): void;
   tookOver(shards: number, ms: number): void;
+  /** Phases of an ownership change that came after its append, milliseconds. */
+  followed: Followed;
   /** A message of another process of the datacenter. */
   inside(message: Inside): void;
 }

@@ -121,6 +121,12 @@ export const ownershipChange = z
     kind: z.enum(["initial", "takeover", "switchover", "drain", "failback", "rebalance"]),
     reason: text.nullable(),
     by: text.nullable(),
+    // Planned: hold, carry, flush, open, serve. Takeover: votes, wait, open, serve. Those not known anywhere are missing.
+    phasesMs: z.record(z.string(), z.number()),
+    // Records between the change's begin and the end of the former epoch.
+    drained: whole,
+    // Of the former owner, set aside; 0 until it has returned.
+    divergent: whole,
   })
   .meta({ id: "OwnershipChange" });
 

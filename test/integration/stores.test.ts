@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import test, { after, before } from "node:test";
 import { pack, unpack } from "msgpackr";
 import { systemTime, type Time } from "../../infra/clock.js";
+import { isDeepStrictEqual } from "node:util";
 import { asError, Problem } from "../../infra/errors.js";
 import { until } from "../../infra/local/wait.js";
 import { silentLogger } from "../../infra/logger.js";
@@ -14,6 +15,7 @@ import { digestShards, resetDigest } from "../../replication/digest.js";
 import { DigestKeeper } from "../../replication/digest-keeper.js";
 import type { FullHead } from "../../replication/heads.js";
 import { startLoading } from "../../replication/loading.js";
+import { insertHistory, type HistoryRow } from "../../replication/history.js";
 import { KeyExpiry } from "../../replication/key-expiry.js";
 import { PostgresOutbox, type Outbox } from "../../replication/outbox.js";
 import { lockOwned, PostgresOwnerStore, type OwnerStore } from "../../replication/owner-store.js";
@@ -35,6 +37,10 @@ import { close, PostgresShardStore } from "../../shards/postgres-store.js";
 import type { ShardStore, VoteStore } from "../../shards/store.js";
 import { Repairer, type RepairRequest } from "../../services/repair.js";
 import { AuditTrail, type AuditEntry } from "../../services/access/audit.js";
+import type { CallClient, Calls } from "../../services/calls.js";
+import type { DatacenterParts } from "../../services/datacenter.js";
+import { GroupView } from "../../services/group-view.js";
+import { HistoryFacts } from "../../services/history-facts.js";
 import { Verifier } from "../../services/verify.js";
 import { OperationStore, type LongOperation } from "../../services/operation-store.js";
 import { FinishStore, type FinishCommand } from "../../services/jobs/finish-store.js";
@@ -1449,5 +1455,97 @@ test("what an operator began is in the audit trail though its process died, and 
   } finally {
     await two.stop();
     await database.close();
+  }
+});
+
+test("every datacenter's history says the same: what is known after a change's record is told, or asked for", async () => {
+  const side = async (name: string) => {
+    const options = { url: await freshDatabase(server), log: silentLogger, statementTimeoutMs: 5_000 };
+    const database = new Database({ ...options, connections: 2, name });
+    await database.migrate();
+    return { name, database, reached: true };
+  };
+  const sides = await Promise.all(["east", "central", "west"].map(side));
+  const [east, central, west] = sides as [Side3, Side3, Side3];
+  type Side3 = (typeof sides)[number];
+  const factsAt = new Map<string, HistoryFacts>();
+  const calls = {
+    call: async (dc: string, name: keyof Calls, argument: never) => {
+      const facts = factsAt.get(dc);
+      if (facts === undefined || sides.find((each) => each.name === dc)?.reached !== true)
+        throw new Problem("owner_unreachable");
+      return name === "historyTold" ? facts.told(argument) : facts.known(argument);
+    },
+  } as unknown as CallClient;
+  for (const { name, database } of sides) {
+    const others = (): string[] => sides.map((each) => each.name).filter((dc) => dc !== name);
+    factsAt.set(name, new HistoryFacts({ database, calls, others, time: systemTime, log: silentLogger }));
+  }
+  const change = (shard: number, at: number, place: number, way: string, divergent = 0): HistoryRow => {
+    const [from = "", to = "", kind = ""] = way.split(" ");
+    const open = { kind, reason: "r", by: "b", phasesMs: { votes: 4 }, drained: 2 } as unknown as OpenBody;
+    const owners = { from: from === "-" ? null : from, to };
+    return { shard: shardId(shard), epoch: epoch(at), at: now + place, ...owners, open, divergent, last: position(7) };
+  };
+  const insert = async ({ database }: Side3, ...rows: HistoryRow[]): Promise<void> => {
+    const client = await database.connect();
+    await insertHistory(client, rows);
+    client.release();
+  };
+  const pages = async ({ name, database }: Side3, limit: number) => {
+    const parts = { control: database, facts: factsAt.get(name) } as unknown as DatacenterParts;
+    const view = new GroupView(parts, { lag: { medianMs: 0 } } as never);
+    const items: Record<string, unknown>[] = [];
+    for (let cursor: string | null | undefined; cursor !== null;) {
+      const page = await view.history({ limit, ...(cursor === undefined ? {} : { cursor }) });
+      items.push(...(page.items as typeof items));
+      cursor = page.nextCursor;
+    }
+    return items;
+  };
+  try {
+    const takeover = [0, 2, 5_000, "west east takeover"] as const;
+    for (const each of sides)
+      await insert(
+        each,
+        change(0, 1, 0, "- west initial"),
+        change(1, 1, 0, "- east initial"),
+        // Only the former owner knows what it set aside, and its clock is behind.
+        ...(each === central ? [] : [change(...takeover, each === west ? 3 : 0)]),
+        change(0, 3, 3_000, "east west failback"),
+        change(1, 2, 4_000, "east west switchover"),
+      );
+    // Its own phases; one other can't be reached, and to the other one it is told before the change itself is there.
+    west.reached = false;
+    factsAt.get("east")?.add({ shard: 0, epoch: 2, phasesMs: { open: 9 } });
+    factsAt.get("east")?.add({ shard: 0, epoch: 2, phasesMs: { serve: 21 } });
+    const phases = ({ database }: Side3): Promise<unknown> =>
+      database.pool
+        .query<{ phases: unknown }>("SELECT phases_ms AS phases FROM history WHERE shard = 0 AND epoch = 2")
+        .then(({ rows }) => rows[0]?.phases);
+    const whole = { votes: 4, open: 9, serve: 21 };
+    const known = (each: Side3) => async () => isDeepStrictEqual(await phases(each), whole);
+    assert.ok(await until(known(east), 10_000), "east keeps it");
+    await insert(central, change(...takeover));
+    assert.ok(await until(known(central), 10_000), "central was told");
+    assert.deepEqual(await phases(west), { votes: 4 });
+    west.reached = true;
+    const all = await Promise.all(sides.map((each) => pages(each, 100)));
+    for (const items of all) {
+      assert.deepEqual(items, all[0]);
+      // Of a shard no epoch comes before the one that it followed, whatever the owners' clocks said.
+      assert.deepEqual(
+        items.map(({ id }) => id),
+        ["0-1", "1-1", "1-2", "0-2", "0-3"],
+      );
+      const { phasesMs, drained, divergent } = items[3] ?? {};
+      assert.deepEqual({ phasesMs, drained, divergent }, { phasesMs: whole, drained: 2, divergent: 3 });
+    }
+    for (const limit of [1, 2]) assert.deepEqual(await pages(central, limit), all[0]);
+    // It stays where it was asked for, also when those who knew are gone.
+    east.reached = west.reached = false;
+    assert.deepEqual(await pages(central, 100), all[0]);
+  } finally {
+    await Promise.all(sides.map(({ database }) => database.close()));
   }
 });

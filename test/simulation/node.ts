@@ -116,6 +116,7 @@ export async function startNode(o: NodeParts) {
       uncertain: () => undefined,
       applied: () => undefined,
       tookOver: () => undefined,
+      followed: () => undefined,
       inside: () => undefined,
     },
   };

@@ -3,7 +3,8 @@ import { test } from "node:test";
 import { silentLogger } from "../../infra/logger.js";
 import { epoch, partition, position, shardId } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
-import type { OpenResult } from "../../shards/ownership-log.js";
+import type { Followed } from "../../shards/followed-opens.js";
+import type { OpenRequest, OpenResult } from "../../shards/ownership-log.js";
 import { Switchover, type MoveRequest, type SwitchoverOptions } from "../../shards/switchover.js";
 import { ManualTime } from "../harness/manual-time.js";
 
@@ -45,9 +46,11 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
       },
     },
     ownership: {
-      open: async ({ closing }: { closing: number }) => {
+      open: async (request: OpenRequest) => {
         await step("open");
-        world.stated = closing;
+        world.stated = request.closing;
+        world.asked = request;
+        time.set(time.monotonic() + 7);
         return world.result;
       },
     },
@@ -55,6 +58,8 @@ function owner(facts: Partial<Record<keyof typeof usual, unknown>> = {}) {
     leaseValid: () => world.lease,
     canOpen: () => world.able && time.monotonic() >= world.doubtUntil,
     hold: (node: string) => step(`hold ${node}`),
+    published: () => position(6),
+    followed: (...told: Parameters<Followed>) => void (world.followed = told),
     flush: async () => {
       await step("flush");
       return world.flushes;
@@ -76,6 +81,8 @@ const usual = {
   closing: 0,
   /** What the open said of it. */
   stated: -1,
+  asked: undefined as OpenRequest | undefined,
+  followed: undefined as Parameters<Followed> | undefined,
   head: {
     shard,
     partition: partition(0),
@@ -99,9 +106,19 @@ const headWith = (head: Partial<Head>): Head => ({ ...usual.head, ...head });
 
 test("a shard is held, flushed, carried, and then opened for its target", async () => {
   const { steps, switchover, move } = owner();
-  assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 30 });
+  assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 37 });
   assert.deepEqual(steps, ["begin", "hold n2", "carry", "flush", "open", "opened"]);
   assert.equal(switchover.isMoving(shard), false);
+});
+
+test("the open says what came before it, and how far the log was when the shard was held; what follows is told behind it", async () => {
+  const { world, move, time } = owner({
+    during: async (name: string) => time.set(time.monotonic() + (name === "hold n2" ? 3 : name === "flush" ? 5 : 0)),
+  });
+  assert.equal((await move()).kind, "moved");
+  assert.deepEqual(world.asked?.phasesMs, { hold: 3, carry: 5, flush: 5 });
+  assert.equal(world.asked?.since, 6);
+  assert.deepEqual(world.followed, [shard, epoch(5), { open: 7, serve: 30 }]);
 });
 
 test("the open says which closing of the target's database it knows, so that this one does not fence the shard there", async () => {
@@ -244,5 +261,5 @@ test("a fence that comes meanwhile, or an append without a known outcome, is lef
 
 test("an append that was stored by an earlier try counts: the target owns the shard", async () => {
   const { move } = owner({ result: { kind: "moved", epoch: epoch(5), owner: "west" } });
-  assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 30 });
+  assert.deepEqual(await move(), { kind: "moved", epoch: 5, heldMs: 37 });
 });

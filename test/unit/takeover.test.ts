@@ -4,10 +4,11 @@ import { pack, unpack } from "msgpackr";
 import { systemTime } from "../../infra/clock.js";
 import { silentLogger } from "../../infra/logger.js";
 import { NoResponders } from "../../infra/nats/messaging.js";
-import { epoch, partition, shardId } from "../../shards/ids.js";
+import { epoch, partition, position, shardId } from "../../shards/ids.js";
 import { voteSubject } from "../../shards/lease-keeper.js";
 import type { Head } from "../../shards/map.js";
 import type { VoteRequest } from "../../shards/site-word.js";
+import type { OpenRequest } from "../../shards/ownership-log.js";
 import { TakeoverWatch, type TakeoverOptions } from "../../shards/takeover.js";
 
 /** East takes shard 3 of west over, asked by an operator; who votes is up to the test. */
@@ -36,6 +37,7 @@ async function takenOver(o: {
       },
     },
     map: { get: () => head },
+    reached: () => position(8),
     word: {
       speaks: o.speaks,
       deny: () => 0,
@@ -45,7 +47,12 @@ async function takenOver(o: {
         return vote("east", request);
       },
     },
-    ownership: { open: async () => ({ kind: "opened" }) },
+    ownership: {
+      open: async ({ since, phasesMs }: OpenRequest) => {
+        assert.deepEqual([since, Object.keys(phasesMs)], [8, ["votes", "wait"]]);
+        return { kind: "opened" };
+      },
+    },
     siteSet: () => ({ number: 1, sites: sites.map((name) => ({ name, witness: false })), removed: [] }),
     leaseValid: () => true,
   } as Partial<Record<keyof TakeoverOptions, unknown>> as TakeoverOptions);
