@@ -117,7 +117,8 @@ export class GiveAway implements Service {
           against: header.epoch,
           from: this.#o.site,
           to,
-          kind: "switchover",
+          // Not planned: failback still knows who owned the shard before this datacenter.
+          kind: "takeover",
           reason: `${this.#o.site} could not serve it: ${head.stopped ?? (this.#o.waits(shard) ? "rows wait to be restored" : "its copy did not reach the open")}`,
           by: this.#o.site,
           sameTenure: false,

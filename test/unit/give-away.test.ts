@@ -72,6 +72,7 @@ test("what the log gave and is not served is renounced, then given to who can op
   assert.equal(request?.against, 5);
   assert.equal(request?.from, "east");
   assert.equal(request?.sameTenure, false);
+  assert.equal(request?.kind, "takeover", "failback still knows where the shard was at home");
   await stop();
 });
 
