@@ -16,8 +16,10 @@ export interface Calls {
   carry(part: CarriedPart): Promise<number | null>;
   /** Waits until the datacenter serves the shard in this epoch or a later one. */
   opened(question: { readonly shard: number; readonly epoch: number; readonly timeoutMs: number }): Promise<boolean>;
-  /** shard -> [epoch, position] as applied there. */
-  positions(question: null): Promise<readonly (readonly [shard: number, epoch: number, position: number])[]>;
+  /** How far each shard is there; of an own one, also how far the log is known to be. */
+  positions(
+    question: null,
+  ): Promise<readonly (readonly [shard: number, epoch: number, position: number, published?: number])[]>;
   /** An operator's takeover by the datacenter that is asked. @returns the shards that it opened */
   takeover(order: {
     readonly target: SiteName;

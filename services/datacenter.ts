@@ -281,6 +281,7 @@ export async function createDatacenter(
     unpublishedMs: (shard) => publisher.unpublishedMs(shard),
   });
   const calls: Calls = callsOf({
+    site,
     engine,
     data,
     metrics,

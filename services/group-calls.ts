@@ -2,7 +2,7 @@ import type { Time } from "../infra/clock.js";
 import type { Database } from "../infra/postgres/database.js";
 import type { Metrics } from "../infra/metrics/index.js";
 import { carriedIn } from "../replication/carried.js";
-import type { ShardId } from "../shards/ids.js";
+import type { ShardId, SiteName } from "../shards/ids.js";
 import type { Calls } from "./calls.js";
 import type { Engine } from "./engine/engine.js";
 import type { HistoryFacts } from "./history-facts.js";
@@ -12,6 +12,7 @@ const heardMs = 3_000;
 
 /** What this datacenter answers when another one calls. */
 export function callsOf(o: {
+  readonly site: SiteName;
   readonly engine: Engine;
   readonly data: Database;
   readonly metrics: Metrics;
@@ -47,9 +48,11 @@ export function callsOf(o: {
     },
     opened: ({ shard, epoch: at, timeoutMs }) => heardOf(shard as ShardId, at, timeoutMs),
     positions: async () =>
-      map
-        .all()
-        .map((head) => [head.shard, progress.place(head.shard).epoch, progress.place(head.shard).position] as const),
+      map.all().map((head) => {
+        const { epoch, position } = progress.place(head.shard);
+        const published = Math.max(engine.publisher.mark(head.shard) ?? 0, head.published);
+        return [head.shard, epoch, position, head.owner === o.site ? published : position] as const;
+      }),
     takeover: async ({ target, shards: wanted, by, forced }) => {
       const heads = wanted.flatMap((shard) => map.get(shard as ShardId) ?? []).filter((head) => head.owner === target);
       return [

@@ -94,7 +94,7 @@ export class MovePlanner {
   }
 
   #checkTakeover(request: MoveRequest, moves: readonly PlannedMove[]): void {
-    const reachable = [...new Set(moves.map((move) => move.from))].find((dc) => dc !== null && this.#alive(dc));
+    const reachable = [...new Set(moves.map((move) => move.from))].find((dc) => dc !== null && this.#hasLease(dc));
     if (reachable !== undefined && request.force !== true)
       throw new Problem(
         "owner_reachable",
@@ -137,20 +137,51 @@ export class MovePlanner {
     return dc === this.#p.site ? this.#p.leases.valid : this.#p.peers.state(dc) === "serving";
   }
 
+  /** Also one that is not caught up: its sites promise it a lease, and don't vote against it. */
+  #hasLease(dc: SiteName): boolean {
+    return this.#alive(dc) || (dc !== this.#p.site && this.#p.peers.state(dc) === "catching_up");
+  }
+
   /** What each shard's move would be like. @throws Problem as `plan` does, but for takeovers that are not due */
   async dryRun(kind: MoveKind, request: MoveRequest, deadline: number): Promise<JsonObject[]> {
     const moves = await this.#plan(kind, request, deadline);
-    const positions = new Map<SiteName, Map<number, number>>();
-    for (const dc of new Set(moves.flatMap((move) => [move.to, ...(move.from === null ? [] : [move.from])]))) {
-      const found = await this.#calls.call(dc, "positions", null, askMs).catch(() => []);
-      positions.set(dc, new Map(found.map(([shard, , position]) => [shard, position])));
-    }
+    const places = await this.#places(moves);
     return moves.map(({ shard, from, to }) => {
-      const head =
-        (from === null ? undefined : positions.get(from)?.get(shard)) ?? this.#p.peers.head(shard)?.position ?? 0;
-      const unapplied = Math.max(0, head - (positions.get(to)?.get(shard) ?? 0));
-      // A planned move loses nothing; a takeover loses (sets aside) what its owner had not published.
-      return { shard, from, to, unapplied, lost: kind === "takeovers" ? unapplied : 0 };
+      const known = (dc: SiteName | null): Place | undefined => (dc === null ? undefined : places.get(dc)?.get(shard));
+      const owner = known(from);
+      const head = owner?.position ?? this.#p.peers.head(shard)?.position ?? 0;
+      const logged = Math.max(
+        owner?.published ?? 0,
+        ...[...places].map(([dc, of]) => (dc === from ? 0 : (of.get(shard)?.position ?? 0))),
+      );
+      return {
+        shard,
+        from,
+        to,
+        unapplied: Math.max(0, head - (known(to)?.position ?? 0)),
+        // A planned move loses nothing; a takeover loses (sets aside) what the log does not have, as far as is known of its owner.
+        lost: kind === "takeovers" ? Math.max(0, head - logged) : 0,
+      };
     });
   }
+
+  /** How far each shard is in every datacenter that answers. */
+  async #places(moves: readonly PlannedMove[]): Promise<Map<SiteName, Map<number, Place>>> {
+    const named = moves.flatMap(({ from, to }) => (from === null ? [to] : [from, to]));
+    const asked = new Set([...named, ...datacentersOf(this.#p.siteSets.set).filter((dc) => this.#alive(dc))]);
+    const answers = [...asked].map(async (dc) => {
+      const found = await this.#calls.call(dc, "positions", null, askMs).catch(() => []);
+      return [
+        dc,
+        new Map(found.map(([shard, , position, published]): [number, Place] => [shard, { position, published }])),
+      ] as const;
+    });
+    return new Map(await Promise.all(answers));
+  }
+}
+
+interface Place {
+  readonly position: number;
+  /** What the log has, as the owner knows it; undefined from an earlier version. */
+  readonly published: number | undefined;
 }
