@@ -1,6 +1,7 @@
 import { Problem } from "../infra/errors.js";
 import type { EventLoop } from "../infra/event-loop.js";
 import type { JsonObject } from "../replication/entities.js";
+import type { SiteName } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
 import type { Listed, Page } from "./api.js";
 import { clusterView } from "./clusters/operations.js";
@@ -56,7 +57,7 @@ export class GroupView {
       shards: set.shards,
       partitions: set.partitions,
       failoverPaused: set.failoverPaused,
-      automaticTakeover: automaticTakeover(set),
+      automaticTakeover: automaticTakeover(set, heardSites(this.#p)),
       seenFrom: this.#p.site,
     };
   }
@@ -183,6 +184,20 @@ export class GroupView {
     const reason = reasons[state] ?? late;
     return { ready: reason === null, reason, lagMs };
   }
+}
+
+/** Sites that this process hears, or that somebody says to hear whom it hears. */
+export function heardSites({
+  site,
+  siteSets,
+  leases,
+  peers,
+}: Pick<DatacenterParts, "site" | "siteSets" | "leases" | "peers">): ReadonlySet<SiteName> {
+  const others = datacentersOf(siteSets.set).filter((dc) => dc !== site && peers.state(dc) !== "dead");
+  return new Set([
+    ...[site, ...leases.hears, ...others],
+    ...others.flatMap((dc) => peers.reports(dc).flatMap(({ hears }) => hears)),
+  ]);
 }
 
 /** `owned`, `moving` or `unowned`: what a shard's state comes to for who wants to use it. */

@@ -21,14 +21,31 @@ export interface SiteSet {
 export const datacentersOf = (set: SiteSet): SiteName[] =>
   set.sites.filter((site) => !site.witness).map((site) => site.name);
 
-/** Whether a dead datacenter can be taken over without an operator, and if not why. */
-export function automaticTakeover(set: SiteSet): { readonly possible: boolean; readonly why: string | null } {
+/**
+ * Whether a datacenter that dies can be taken over without an operator, and if not why.
+ * @param heard sites that live; without it only the set is judged
+ */
+export function automaticTakeover(
+  set: SiteSet,
+  heard?: ReadonlySet<SiteName>,
+): { readonly possible: boolean; readonly why: string | null } {
   if (set.failoverPaused)
     return { possible: false, why: "automatic takeovers are paused (`hothot failover resume` ends that)" };
   if (set.sites.length < 3)
     return {
       possible: false,
       why: `with ${set.sites.length} site(s) nobody can outvote a silent one: add a witness, or use \`hothot takeover --force\``,
+    };
+  const missing = heard === undefined ? [] : votersOf(set).filter((name) => !heard.has(name));
+  const voters = new Set(votersOf(set).filter((name) => !missing.includes(name)));
+  const outvoted = (dc: SiteName): boolean => votesSuffice(set, new Set([...voters].filter((name) => name !== dc)));
+  if (!datacentersOf(set).every(outvoted))
+    return {
+      possible: false,
+      why:
+        missing.length === 0
+          ? "the members are being changed: until all know of it, a silent one can't be outvoted"
+          : `${missing.join(" and ")} ${missing.length === 1 ? "is" : "are"} not heard: should a datacenter die now, those that are left are no majority`,
     };
   return { possible: true, why: null };
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import {
+  automaticTakeover,
   promisesSuffice,
   replicasDue,
   settledAt,
@@ -21,6 +22,40 @@ const set: SiteSet = {
   partitions: 12,
 };
 const names = (...list: string[]): ReadonlySet<string> => new Set(list);
+
+describe("whether a datacenter that dies can be taken over", () => {
+  const witnessed: SiteSet = { ...set, sites: ["a", "b", "w"].map((name) => ({ name, witness: name === "w" })) };
+  const five: SiteSet = { ...set, sites: ["a", "b", "c", "d", "e"].map((name) => ({ name, witness: false })) };
+
+  it("depends on who is alive to vote, and says who is missed", () => {
+    for (const [group, heard, why] of [
+      [set, names("east", "central", "west"), null],
+      [set, names("east", "central"), /^west is not heard/],
+      [set, names("east"), /^central and west are not heard/],
+      [witnessed, names("a", "b", "w"), null],
+      [witnessed, names("a", "b"), /^w is not heard/],
+      [witnessed, names("a", "w"), /^b is not heard/],
+      [five, names("a", "b", "c", "d"), null],
+      [five, names("a", "b", "c"), /^d and e are not heard/],
+      // One who is no member counts for nothing.
+      [set, names("east", "central", "north"), /^west is not heard/],
+      [withDatacenter(set, "north"), names("east", "central", "west", "north"), null],
+      [withDatacenter(set, "north"), names("east", "central", "west"), /^north is not heard/],
+      [
+        withDatacenter({ ...set, sites: set.sites.slice(0, 2) }, "west"),
+        names("east", "central", "west"),
+        /being changed/,
+      ],
+    ] as const) {
+      const found = automaticTakeover(group, heard);
+      assert.equal(found.possible, why === null, `${[...heard].join()}: ${found.why}`);
+      if (why !== null) assert.match(found.why ?? "", why);
+    }
+    assert.match(automaticTakeover({ ...set, failoverPaused: true }, names("east")).why ?? "", /paused/);
+    // Whether votes are asked for at all does not hang on who is heard: the votes themselves decide.
+    assert.equal(automaticTakeover(set).possible, true);
+  });
+});
 
 /** Every subset of the names. */
 const subsets = (list: readonly string[]): ReadonlySet<string>[] =>
