@@ -53,30 +53,45 @@ export function planDrain(heads: readonly Head[], dc: SiteName, targets: readonl
   return moves;
 }
 
-/** Shards spread evenly over the datacenters by moving as few partitions as possible. */
+/**
+ * Shards spread evenly over the datacenters by moving as few partitions as possible. A partition of several owners goes as one to
+ * who ends up with it, as a rule who has most of it; one that also a datacenter owns that can't give its part away stays.
+ */
 export function planRebalance(heads: readonly Head[], datacenters: readonly SiteName[]): PlannedMove[] {
-  const owned = counts(heads, datacenters);
   const groups = [...byPartition(heads).values()]
-    .map((group) => ({ owner: group[0]?.owner ?? null, heads: group }))
-    .filter((group) => group.heads.every((head) => head.owner === group.owner))
+    .filter((group) => group.every((head) => head.owner !== null && datacenters.includes(head.owner)))
+    .map((group) => ({ owner: mostOf(group, datacenters), heads: group }))
     .sort((a, b) => a.heads.length - b.heads.length);
-  const moves: PlannedMove[] = [];
+  const placed = new Map(groups.flatMap((group) => group.heads.map((head) => [head.shard, group.owner] as const)));
+  const owned = counts(
+    heads.map((head) => ({ ...head, owner: placed.get(head.shard) ?? head.owner })),
+    datacenters,
+  );
   for (;;) {
     const order = [...owned].sort((a, b) => a[1] - b[1] || (a[0] < b[0] ? -1 : 1));
     const least = order[0];
     const most = order.at(-1);
-    if (least === undefined || most === undefined) return moves;
+    if (least === undefined || most === undefined) break;
     // A move helps when it makes the larger one of the two smaller.
     const index = groups.findIndex((group) => group.owner === most[0] && least[1] + group.heads.length < most[1]);
-    const [group] = index < 0 ? [] : groups.splice(index, 1);
-    if (group === undefined) return moves;
+    const group = groups[index];
+    if (group === undefined) break;
     owned.set(most[0], most[1] - group.heads.length);
     owned.set(least[0], least[1] + group.heads.length);
-    for (const head of group.heads) moves.push({ shard: head.shard, from: most[0], to: least[0] });
+    group.owner = least[0];
   }
+  return groups.flatMap(({ owner: to, heads: group }) =>
+    group.filter((head) => head.owner !== to).map((head) => ({ shard: head.shard, from: head.owner, to })),
+  );
 }
 
-/** What a takeover moved away from a datacenter goes home. `homes`: the last owner that was planned, by shard. */
+/** Who owns most of the shards; of equals the first by name. */
+function mostOf(heads: readonly Head[], among: readonly SiteName[]): SiteName {
+  const [most] = [...counts(heads, among)].sort((a, b) => b[1] - a[1] || (a[0] < b[0] ? -1 : 1));
+  return most?.[0] ?? "";
+}
+
+/** What a takeover moved away from a datacenter goes home, partition by partition. `homes`: the last owner that was planned, by shard. */
 export function planFailback(
   heads: readonly Head[],
   dc: SiteName,
@@ -84,5 +99,6 @@ export function planFailback(
 ): PlannedMove[] {
   return heads
     .filter((head) => head.owner !== null && head.owner !== dc && homes.get(head.shard) === dc)
+    .sort((a, b) => a.partition - b.partition || a.shard - b.shard)
     .map((head) => ({ shard: head.shard, from: head.owner, to: dc }));
 }

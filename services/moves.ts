@@ -1,11 +1,12 @@
 import { asError, Problem } from "../infra/errors.js";
 import type { JsonObject } from "../replication/entities.js";
-import type { ShardId, SiteName } from "../shards/ids.js";
+import { partitionOf, type ShardId, type SiteName } from "../shards/ids.js";
 import { automaticTakeover, datacentersOf } from "../shards/site-set.js";
 import type { Reply, RequestContext } from "./api.js";
 import type { CallClient } from "./calls.js";
 import type { DatacenterParts } from "./datacenter.js";
 import { goneMs } from "./engine/ground.js";
+import { heardSites } from "./group-view.js";
 import type { MoveKind, MoveRequest } from "./http/index.js";
 import { inStep } from "./move-plan.js";
 import type { MovePlanner } from "./move-planner.js";
@@ -166,6 +167,7 @@ export class Moves {
   /** At the datacenter that was asked. @throws Problem not_found */
   async local(id: string, cancel: boolean): Promise<JsonObject> {
     const entry = this.#running.get(id);
+    if (cancel) this.#checkCancel(entry?.operation ?? (await this.#store.find(id))?.body);
     if (entry !== undefined && cancel) entry.cancelled = true;
     if (entry !== undefined) return structuredClone(entry.operation) as unknown as JsonObject;
     for (const operation of await this.#store.endLost(false)) this.onEnd(operation);
@@ -175,6 +177,15 @@ export class Moves {
     if (cancel && !cancelled && found.body.status !== "cancelled")
       throw new Problem("invalid_transition", "The operation has ended.");
     return found.body as unknown as JsonObject;
+  }
+
+  /** @throws Problem invalid_transition */
+  #checkCancel(operation: LongOperation | undefined): void {
+    if (operation?.kind === "takeover" && operation.status === "running")
+      throw new Problem(
+        "invalid_transition",
+        "A takeover can't be cancelled: its votes stop the owner, and all its shards are opened at once.",
+      );
   }
 
   /** The operation that a request with this key began here. */
@@ -201,7 +212,7 @@ export class Moves {
     }
     return {
       status: 200,
-      body: { paused, automaticTakeover: automaticTakeover(this.#p.siteSets.set) },
+      body: { paused, automaticTakeover: automaticTakeover(siteSets.set, heardSites(this.#p)) },
       servedBy: this.#p.servedBy,
     };
   }
@@ -227,13 +238,18 @@ export class Moves {
       shard.error = error;
       operation.progress = { done: operation.progress.done + 1, total: operation.progress.total };
     };
+    const begun = new Set<number>();
     if (kind === "takeovers") await this.#takeOver(operation, request, finish);
     else
       await inStep(
         operation.shards,
         async (shard) => {
-          if (entry.cancelled || this.#stopped.signal.aborted) return finish(shard, "cancelled", null);
           if (entry.refused !== undefined) return finish(shard, "failed", entry.refused);
+          const partition = partitionOf(shard.shard as ShardId, this.#p.partitions);
+          // What is cancelled ends between two partitions: one of two owners would not be moved as a whole again.
+          if (this.#stopped.signal.aborted || (entry.cancelled && !begun.has(partition)))
+            return finish(shard, "cancelled", null);
+          begun.add(partition);
           shard.status = "running";
           try {
             const result = await this.#calls.call(
