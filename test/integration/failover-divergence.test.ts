@@ -15,6 +15,7 @@ import {
   placeOf,
   placeText,
   problem,
+  sameHistory,
   send,
   settleMs,
   shardMap,
@@ -231,6 +232,14 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
       assert.equal(items.length, 6 + jobs.length + 1, "and nothing else");
       for (const dc of ["east", "west"]) assert.deepEqual(await divergentOf(dc), []);
 
+      const aside = items.reduce((count, { shard }) => count.set(shard, (count.get(shard) ?? 0) + 1), new Map());
+      const history = await sameHistory(stack, stack.dcs);
+      for (const { shard, from, divergent } of history)
+        assert.equal(divergent, from === "central" ? (aside.get(shard) ?? 0) : 0, `shard ${shard}`);
+      assert.ok(history.some(({ divergent }) => divergent > 0));
+      const told = await stack.cli("history", "--json");
+      assert.deepEqual(JSON.parse(told.stdout), { items: history, nextCursor: null });
+
       const open = await divergentOf("central", "?status=open&limit=1000");
       assert.equal(open.length, items.length - 1);
       assert.deepEqual(
@@ -319,6 +328,58 @@ describe("a datacenter is cut off", { timeout: 300_000 }, () => {
         entries.filter((entry) => entry.record.cluster?.name === "divergent"),
         [],
       );
+    });
+
+    it("is replayed where the cluster is still as it was, or discarded, once", async () => {
+      const items = await divergentOf("central");
+      const of = (id: string, type = "cluster"): Divergent =>
+        at(
+          items.filter((item) => item.clusterId === id && item.type.startsWith(type)),
+          0,
+        );
+      const ask = (what: "replay" | "discard", { id }: Divergent): Promise<Answered> =>
+        on("central", "POST", `/v1/divergent-operations/${id}/${what}`, {});
+      const statusOf = async ({ id }: Divergent): Promise<string> =>
+        body<Divergent>(await on("central", "GET", `/v1/divergent-operations/${id}`), 200).status;
+      // The new owners have changed these: one was at another version, one was not there.
+      for (const id of [changed, both]) {
+        problem(await ask("replay", of(id)), "version_mismatch");
+        assert.equal(await statusOf(of(id)), "open");
+        assert.equal(body(await get("west", id, { "hothot-consistency": "owner" }), 200)["name"], "new owner");
+      }
+      assert.equal(body<Divergent>(await ask("discard", of(changed)), 200).status, "discarded");
+      const refused = await stack.cli("divergence", "replay", of(both).id);
+      assert.equal(refused.code, 1);
+      assert.match(refused.stderr, /version_mismatch/);
+      const discarded = await stack.cli("divergence", "discard", of(both).id, "--json");
+      assert.deepEqual([discarded.code, (JSON.parse(discarded.stdout) as Json)["status"]], [0, "discarded"]);
+
+      // As it was: one that was not there, and one that was removed.
+      const dry = await stack.cli("divergence", "replay", of(fresh).id, "--dry-run", "--json");
+      assert.deepEqual([dry.code, await statusOf(of(fresh))], [0, "open"]);
+      const replayed = await stack.cli("divergence", "replay", of(fresh).id, "--json");
+      assert.deepEqual([replayed.code, (JSON.parse(replayed.stdout) as Json)["status"]], [0, "replayed"]);
+      const again = body(await get("east", fresh, { "hothot-consistency": "owner" }), 200);
+      assert.deepEqual([again["name"], again["version"]], ["divergent", 1]);
+      assert.equal(body<Divergent>(await ask("replay", of(deleted)), 200).status, "replayed");
+      problem(await get("west", deleted, { "hothot-consistency": "owner" }), "not_found");
+
+      // Each has one end; a job is started anew, not replayed; what took effect by its key is not there a second time.
+      for (const what of ["replay", "discard"] as const)
+        for (const id of [changed, both, fresh, deleted, keyed]) problem(await ask(what, of(id)), "invalid_transition");
+      problem(await ask("replay", of(worked, "job.start")), "invalid_transition");
+      assert.equal(body<Divergent>(await ask("discard", of(worked, "job.start")), 200).status, "discarded");
+      assert.equal(body(await get("east", fresh, { "hothot-consistency": "owner" }), 200)["version"], 1);
+      problem(await on("central", "POST", "/v1/divergent-operations/central-0-1-999999/discard", {}), "not_found");
+      const open = (await divergentOf("central", "?status=open&limit=1000")).map(({ clusterId }) => clusterId);
+      assert.ok([changed, both, fresh, deleted, keyed].every((id) => !open.includes(id)) && open.includes(stored));
+      const listed = await stack.cli("divergence", "list", "--status", "discarded", "--json");
+      assert.deepEqual(
+        (JSON.parse(listed.stdout) as { items: Divergent[] }).items.map(({ clusterId }) => clusterId).sort(),
+        [changed, both, worked].sort(),
+      );
+      const shown = await stack.cli("divergence", "show", of(fresh).id, "--json");
+      assert.equal((JSON.parse(shown.stdout) as Json)["status"], "replayed");
     });
 
     it("lets the writes of those clusters go on from everywhere", async () => {

@@ -7,14 +7,17 @@ import {
   allServe,
   at,
   body,
+  followed,
   idsIn,
   idsOf,
   problem,
+  sameHistory,
   send,
   settleMs,
   shardMap,
   type Answered,
   type Json,
+  type ShardView,
 } from "./support.js";
 
 interface Operation extends Json {
@@ -92,11 +95,16 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       plan.shards.map((s) => s.shard).sort((a, b) => a - b),
       before.filter((s) => s.owner === "east").map((s) => s.shard),
     );
-    for (const shard of plan.shards) {
-      assert.equal(shard.from, "east");
-      assert.ok(["central", "west"].includes(shard.to));
-      assert.equal(shard.lost, 0);
-    }
+    const takeover = body<typeof plan>(
+      await send(stack, "west", "POST", "/v1/takeovers", { dc: "east", dryRun: true }),
+      200,
+    );
+    for (const shards of [plan.shards, takeover.shards])
+      for (const shard of shards) {
+        assert.equal(shard.from, "east");
+        assert.ok(["central", "west"].includes(shard.to));
+        assert.equal(shard.lost, 0);
+      }
     assert.deepEqual(
       (await shardMap(stack, "east")).map((s) => s.epoch),
       before.map((s) => s.epoch),
@@ -206,6 +214,42 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       );
   });
 
+  it("a datacenter's shards are switched over to one; what is cancelled on its way ends with whole partitions", async () => {
+    const before = await shardMap(stack, "east");
+    const mine = before.filter((s) => s.owner === "east");
+    const database = databaseOf(stack, "east");
+    const client = await database.connect();
+    let drain: Operation;
+    try {
+      // The first step waits until it is cancelled.
+      await client.query("BEGIN");
+      await client.query("SELECT 1 FROM shard_head WHERE shard = ANY ($1) FOR UPDATE", [mine.map((s) => s.shard)]);
+      drain = await start("drains", { dc: "east" }, "central");
+      body(await send(stack, "west", "POST", `/v1/drains/${drain.id}/cancel`, {}), 200);
+    } finally {
+      await client.query("ROLLBACK");
+      client.release();
+      await database.close();
+    }
+    drain = await ended("drains", drain, "west");
+    assert.equal(drain.status, "cancelled", JSON.stringify(drain));
+    assert.deepEqual(drain.progress, { done: mine.length, total: mine.length });
+    assert.ok(drain.shards.some((s) => s.status === "complete") && drain.shards.every((s) => s.status !== "failed"));
+    const now = await shardMap(stack, "east");
+    for (const { shard, status } of drain.shards)
+      assert.equal(at(now, shard).owner === "east", status === "cancelled", `shard ${shard}`);
+    const owners = (partition: number): Set<string | null> =>
+      new Set(mine.filter((s) => s.partition === partition).map((s) => at(now, s.shard).owner));
+    for (const { partition } of mine) assert.equal(owners(partition).size, 1, `partition ${partition}`);
+    // To cancel it again changes nothing.
+    assert.deepEqual(body(await send(stack, "west", "POST", `/v1/drains/${drain.id}/cancel`, {}), 200), drain);
+    const rest = await ended("switchovers", await start("switchovers", { dc: "east", to: "central" }, "west"), "east");
+    assert.deepEqual([rest.status, await owned("east")], ["complete", 0], JSON.stringify(rest));
+    problem(await send(stack, "west", "POST", `/v1/switchovers/${rest.id}/cancel`, {}), "invalid_transition");
+    const back = await ended("rebalances", await start("rebalances", {}), "east");
+    assert.equal(back.status, "complete", JSON.stringify(back));
+  });
+
   it("a drain under load: no request fails, the datacenter owns nothing, any datacenter shows how far it is", async (t) => {
     const { result, writes, worstMs } = await underLoad(async () =>
       ended("drains", await start("drains", { dc: "east" }, "west"), "central"),
@@ -223,6 +267,11 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
     assert.equal(result.status, "complete", JSON.stringify(result));
     const counts = await Promise.all(stack.dcs.map(owned));
     assert.ok(Math.max(...counts) - Math.min(...counts) <= 6, String(counts));
+    const history = await sameHistory(stack, stack.dcs);
+    for (const kind of ["switchover", "drain", "rebalance"])
+      assert.ok(history.some((change) => change.kind === kind && followed(change)));
+    for (const { kind, by, divergent, from, to } of history.filter(({ from }) => from !== null))
+      assert.deepEqual([by, divergent, from === to], ["anonymous", 0, false], kind);
   });
 
   it("a job goes on where it was: no task runs again, and a finish comes with the token that it had", async () => {
@@ -239,15 +288,28 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       (await shardMap(stack, "east")).filter((s) => s.shard === Number(/^j(\d+)-/.exec(String(job["id"]))?.[1])),
       0,
     ).shard;
+    const tasksOf = async (): Promise<{ id: string; status: string; tries: number }[]> =>
+      body<{ items: { id: string; status: string; tries: number }[] }>(
+        await send(stack, "west", "GET", `/v1/jobs/${String(job["id"])}/tasks`),
+        200,
+      ).items;
+    const finished = await stack.until(
+      async () => {
+        const ok = (await tasksOf()).filter((task) => task.status === "ok");
+        return ok.length > 0 && ok;
+      },
+      settleMs,
+      "some tasks are finished",
+    );
     const done = await ended("switchovers", await start("switchovers", { shard, to: "central" }), "east");
     assert.equal(done.status, "complete", JSON.stringify(done));
     await stack.until(async () => (await of("central"))["status"] === "complete", settleMs, "the job ends");
     assert.equal((await of("central"))["attempt"], 1);
-    const tasks = body<{
-      items: { status: string; tries?: number }[];
-    }>(await send(stack, "west", "GET", `/v1/jobs/${String(job["id"])}/tasks`), 200);
-    assert.equal(tasks.items.length, 6 * 7);
-    assert.ok(tasks.items.every((task) => task.status === "ok"));
+    const tasks = await tasksOf();
+    assert.equal(tasks.length, 6 * 7);
+    assert.ok(tasks.every((task) => task.status === "ok"));
+    for (const task of finished)
+      assert.equal(tasks.find(({ id }) => id === task.id)?.tries, task.tries, `${task.id} was not done again`);
   });
 
   it("a target that is dead is refused before anything moves, and the owner goes on in its epoch", async () => {
@@ -281,12 +343,18 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
 
   it("a takeover of a datacenter that is alive is refused, unless it is forced; then it loses nothing that was published", async () => {
     problem(await send(stack, "east", "POST", "/v1/takeovers", { dc: "central" }), "owner_reachable");
+    const again = { "idempotency-key": "forced" };
     const shard = at(
       (await shardMap(stack, "east")).filter((s) => s.owner === "central"),
       0,
     ).shard;
-    const done = await ended("takeovers", await start("takeovers", { shard, to: "west", force: true }), "east");
+    const request = { shard, to: "west", force: true };
+    const first = await send(stack, "east", "POST", "/v1/takeovers", request, again);
+    const done = await ended("takeovers", body<Operation>(first, 202), "east");
     assert.equal(done.status, "complete", JSON.stringify(done));
+    // The same request, and the same wish anew.
+    assert.equal((await send(stack, "central", "POST", "/v1/takeovers", request, again)).text, first.text);
+    problem(await send(stack, "east", "POST", "/v1/takeovers", request), "already_moving");
     assert.equal(
       at(
         (await shardMap(stack, "east")).filter((s) => s.shard === shard),
@@ -369,10 +437,27 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
 
 describe("two datacenters with a witness", { timeout: 120_000 }, () => {
   let stack: TestStack;
+  let initial: ShardView[];
   before(async () => {
-    stack = await startStack({ dcs: ["a", "b"], witness: "w" });
+    // Only by hand in this test.
+    stack = await startStack({ dcs: ["a", "b"], witness: "w", env: { HOTHOT_AUTOMATIC_FAILBACK: "false" } });
+    initial = await shardMap(stack, "a");
   });
   afterAll(() => stack?.stop());
+
+  /** Why no datacenter could be taken over by itself now. */
+  const whyNot = (dc: string): Promise<string> =>
+    stack.until(
+      async () => {
+        const { automaticTakeover } = body<{ automaticTakeover: { possible: boolean; why: string } }>(
+          await send(stack, dc, "GET", "/v1/topology"),
+          200,
+        );
+        return !automaticTakeover.possible && automaticTakeover.why;
+      },
+      settleMs,
+      `${dc} says that no datacenter could be taken over`,
+    );
 
   it("the survivor owns the dead one's shards by the witness's vote, and the dead one returns", async () => {
     const topology = body<{
@@ -399,13 +484,47 @@ describe("two datacenters with a witness", { timeout: 120_000 }, () => {
       ),
       201,
     );
+    assert.match(await whyNot("b"), /^a is not heard/);
     await stack.simulate("restart", "a");
     await allServe(stack);
     await allEqual(stack, stack.dcs[1] ?? "");
   });
 
+  it("what was taken over goes home when an operator says so", async () => {
+    const home = initial.filter((s) => s.owner === "a").map((s) => s.shard);
+    const { shards: planned } = body<{ shards: { shard: number; from: string; to: string; lost: number }[] }>(
+      await send(stack, "a", "POST", "/v1/failbacks", { dc: "a", dryRun: true }),
+      200,
+    );
+    assert.deepEqual(
+      planned.map((s) => s.shard).sort((x, y) => x - y),
+      home,
+    );
+    assert.ok(planned.every((s) => s.from === "b" && s.to === "a" && s.lost === 0));
+    const { id } = body(await send(stack, "a", "POST", "/v1/failbacks", { dc: "a" }), 202);
+    const done = await stack.until(
+      async () => {
+        const found = body<Operation>(await send(stack, "b", "GET", `/v1/failbacks/${String(id)}`), 200);
+        return found.status !== "running" && found;
+      },
+      settleMs,
+      "the failback ends",
+    );
+    assert.deepEqual([done.status, done.shards.length], ["complete", home.length], JSON.stringify(done));
+    const history = await sameHistory(stack, stack.dcs);
+    for (const s of await shardMap(stack, "b")) {
+      assert.equal(s.owner, at(initial, s.shard).owner);
+      if (s.owner === "a")
+        assert.deepEqual(
+          history.filter(({ shard }) => shard === s.shard).map(({ kind, from, to }) => `${kind} ${from} ${to}`),
+          ["initial null a", "takeover a b", "failback b a"],
+        );
+    }
+  });
+
   it("without the witness a dead datacenter's shards wait, since one of two can't outvote the other", async () => {
     await stack.simulate("crash", "w");
+    assert.match(await whyNot("a"), /^w is not heard/);
     const moved = (await shardMap(stack, "a")).filter((s) => s.owner === "b");
     assert.ok(moved.length > 0);
     await stack.simulate("crash", "b");

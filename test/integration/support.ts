@@ -139,6 +139,56 @@ export async function shardMap(stack: Pick<TestStack, "url">, dc: string): Promi
   return body<{ items: ShardView[] }>(await send(stack, dc, "GET", "/v1/shards?limit=1000"), 200).items;
 }
 
+export interface OwnershipChange {
+  readonly id: string;
+  readonly at: string;
+  readonly shard: number;
+  readonly epoch: number;
+  readonly from: string | null;
+  readonly to: string;
+  readonly kind: string;
+  readonly reason: string;
+  readonly by: string;
+  readonly phasesMs: Readonly<Record<string, number>>;
+  readonly drained: number;
+  readonly divergent: number;
+}
+
+const phasesOf = { initial: [], takeover: ["votes", "wait"], planned: ["hold", "carry", "flush"] } as const;
+const laterPhases = ["open", "serve"];
+
+/** The history, once each of these datacenters says the same. */
+export async function sameHistory(
+  stack: Pick<TestStack, "url" | "until">,
+  dcs: readonly string[],
+): Promise<OwnershipChange[]> {
+  return stack.until(
+    async () => {
+      const [first = [], ...others] = await Promise.all(
+        dcs.map(
+          async (dc) =>
+            body<{ items: OwnershipChange[] }>(await send(stack, dc, "GET", "/v1/history?limit=1000"), 200).items,
+        ),
+      );
+      for (const other of others) assert.deepEqual(other, first);
+      for (const change of first) {
+        const { from, to, kind, phasesMs, drained, divergent } = change;
+        const wanted = phasesOf[kind as keyof typeof phasesOf] ?? phasesOf.planned;
+        const phases = Object.keys(phasesMs).filter((name) => !laterPhases.includes(name));
+        if (from !== to) assert.deepEqual(phases.sort(), [...wanted].sort(), JSON.stringify(change));
+        for (const value of [...Object.values(phasesMs), drained, divergent])
+          assert.ok(Number.isInteger(value) && value >= 0, JSON.stringify(change));
+      }
+      return first;
+    },
+    settleMs,
+    `${dcs.join(", ")} tell the same history`,
+  );
+}
+
+/** How long the append and the opening took is known, too. */
+export const followed = ({ phasesMs }: OwnershipChange): boolean => laterPhases.every((name) => name in phasesMs);
+
 /** Ids that hash to shards owned by `owner`, as `map` says; each call with another `prefix`. */
 export function idsOf(map: readonly ShardView[], owner: string, prefix: string, count: number): string[] {
   const mine = new Set(map.filter((shard) => shard.owner === owner).map((shard) => shard.shard));
