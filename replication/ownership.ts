@@ -76,6 +76,7 @@ export class LogOwnership implements OwnershipLog {
         };
         const batch = { header: open, records: [], open: body };
         const bytes = encodeBatch(batch);
+        this.#logger.info("asks the log to open", { shard, epoch: open.epoch, owner: open.owner, position: last });
         const result = await this.#log.append(tail.sequence, batch, deadline, undefined, bytes);
         if (result.kind === "unknown") return { kind: "unknown" };
         if (result.kind === "stored") {

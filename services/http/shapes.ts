@@ -134,7 +134,9 @@ const plannedShard = z.looseObject({
   shard: whole,
   from: site,
   to: site,
+  // Records that the target has still to apply.
   unapplied: z.number().nullable(),
+  // Those of them that the log does not have, as far as is known of their owner: a takeover sets them aside, a planned move none.
   lost: z.number().nullable(),
 });
 export const plan = z.looseObject({ shards: z.array(plannedShard) }).meta({ id: "Plan" });

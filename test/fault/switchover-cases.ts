@@ -12,6 +12,8 @@ export interface Roles {
   readonly leader: string;
   /** Waits until `dc` no longer takes `other` for alive. */
   readonly suspects: (dc: string, other: string) => Promise<void>;
+  /** Waits until the owner has asked the log for the target's `open`. */
+  readonly asked: () => Promise<void>;
   /** Milliseconds; for what has no sign that could be waited for. */
   readonly pause: (ms: number) => Promise<void>;
 }
@@ -20,10 +22,11 @@ export interface Roles {
 export interface SwitchoverCase {
   readonly name: string;
   /**
-   * Where the move waits until the fault is there: at the owner before the shard is set `moving`, or at the target before it
-   * adopts the `open`, which the log then holds.
+   * Where the move waits until the fault is there: at the owner before the shard is set `moving`; at the target before it takes what
+   * is carried, the last step before the append, of a shard whose log the third datacenter leads; or at the target before it adopts
+   * the `open`, which the log then holds.
    */
-  readonly waitsAt: "owner" | "target";
+  readonly waitsAt: "owner" | "carry" | "target";
   readonly fault: (roles: Roles) => Promise<void>;
   /** After the move was let go on. */
   readonly then?: (roles: Roles) => Promise<void>;
@@ -102,7 +105,32 @@ export const switchoverCases: readonly SwitchoverCase[] = [
     expect: "one",
   },
   {
-    name: "the append is stored and its answer lost: nothing that the others send reaches the owner",
+    name: "the append is stored late, when its tries have had no answer: the log's leader stands still for a second",
+    waitsAt: "carry",
+    fault: async ({ stack, leader }) => kill(stack.pids(leader).nats, "SIGSTOP"),
+    then: async ({ stack, leader, asked, pause }) => {
+      await asked();
+      // Several tries, and less than an election takes.
+      await pause(1_000);
+      kill(stack.pids(leader).nats, "SIGCONT");
+    },
+    dead: nobody,
+    expect: "moved",
+  },
+  {
+    name: "the append is lost with the log's leader, which had not stored it",
+    waitsAt: "carry",
+    fault: async ({ stack, leader }) => kill(stack.pids(leader).nats, "SIGSTOP"),
+    then: async ({ stack, leader, asked, pause }) => {
+      await asked();
+      await pause(300);
+      kill(stack.pids(leader).nats);
+    },
+    dead: nobody,
+    expect: "one",
+  },
+  {
+    name: "nothing that the others send reaches the owner, from before the shard is moving",
     waitsAt: "owner",
     fault: async ({ stack, owner, target, third }) => {
       for (const other of [target, third]) await stack.simulate("cut", `${other}:${owner}`, true);
@@ -115,7 +143,7 @@ export const switchoverCases: readonly SwitchoverCase[] = [
     expect: "one",
   },
   {
-    name: "the append is lost: nothing that the owner sends reaches the others",
+    name: "nothing that the owner sends reaches the others, from before the shard is moving",
     waitsAt: "owner",
     fault: ({ stack, owner }) => stack.simulate("cut", owner, true),
     then: async ({ stack, owner, pause }) => {

@@ -7,7 +7,7 @@ import { switchoverCases } from "./switchover-cases.js";
 const quick = [
   "the target is killed before the append",
   "the log's leader stands still, and the owner is killed with its append unanswered",
-  "the append is stored and its answer lost: nothing that the others send reaches the owner",
+  "the append is stored late, when its tries have had no answer: the log's leader stands still for a second",
   "the target is killed after the append",
 ];
 

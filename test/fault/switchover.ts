@@ -3,6 +3,7 @@ import type { Client, Database } from "../../infra/postgres/database.js";
 import { databaseOf } from "../integration/database.js";
 import { logLeaders } from "../harness/log-leaders.js";
 import type { TestStack } from "../harness/stack.js";
+import { readLog } from "../integration/log-reader.js";
 import {
   allEqual,
   allServe,
@@ -34,15 +35,28 @@ export interface CaseResult {
  * @throws AssertionError when that does not come
  */
 export async function runCase(stack: TestStack, one: SwitchoverCase, turn: number): Promise<CaseResult> {
-  const [owner = "", target = "", third = ""] = stack.dcs.map((_, index) =>
-    at(stack.dcs, (index + turn) % stack.dcs.length),
-  );
-  await spread(stack, third);
+  const [owner = "", ...others] = stack.dcs.map((_, index) => at(stack.dcs, (index + turn) % stack.dcs.length));
+  await spread(stack, at(others, 1));
   const before = at(
-    (await shardMap(stack, third)).filter((shard) => shard.owner === owner),
+    (await shardMap(stack, at(others, 1))).filter((shard) => shard.owner === owner),
     0,
   );
-  const { shard, epoch } = before;
+  const { shard, epoch, partition } = before;
+  const leads = (but?: string): Promise<string> =>
+    stack.until(
+      async () => {
+        const leader = (await logLeaders(stack)).get(partition);
+        return leader !== but && leader;
+      },
+      settleMs,
+      `partition ${partition} has a leader`,
+    );
+  // The log is led away from the shard's owner, as a rule, and then by the datacenter that is not the target either.
+  const third = one.waitsAt === "carry" ? await leads(owner) : at(others, 1);
+  const target = at(
+    others.filter((dc) => dc !== third),
+    0,
+  );
   const [cluster = ""] = idsIn(shard, `case-${turn}`, 1);
   const write = (dc: string): ReturnType<typeof send> =>
     send(
@@ -59,22 +73,27 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
     owner,
     target,
     third,
-    leader: await stack.until(
-      async () => (await logLeaders(stack)).get(before.partition),
-      settleMs,
-      `partition ${before.partition} has a leader`,
-    ),
+    leader: one.waitsAt === "carry" ? third : await leads(),
+    asked: () => stack.until(() => asking() >= 0, settleMs, "the log is asked").then(() => undefined),
     pause,
     suspects: (dc, other) =>
       stack
         .until(async () => (await stateOf(stack, dc, other)) !== "serving", settleMs, `${dc} misses ${other}`)
         .then(() => undefined),
   };
-  const lock = await RowLock.take(stack, one.waitsAt === "owner" ? owner : target, shard);
+  const since = stack.logs(owner).length;
+  const told = (): LogLine[] => linesOf(stack.logs(owner).slice(since)).filter((line) => line.shard === shard);
+  const asking = (): number =>
+    told().findIndex((line) => line.message === asksTheLog && line.epoch === epoch + 1 && line.owner === target);
+  const lock = await Lock.take(stack, one.waitsAt === "owner" ? owner : target, {
+    shard: one.waitsAt === "carry" ? null : shard,
+  });
   let began = performance.now();
   let id = "";
   try {
-    id = body<{ id: string }>(await send(stack, third, "POST", "/v1/switchovers", { shard, to: target }), 202).id;
+    // By the owner itself where the third one is to fail.
+    const by = one.waitsAt === "carry" ? owner : third;
+    id = body<{ id: string }>(await send(stack, by, "POST", "/v1/switchovers", { shard, to: target }), 202).id;
     await stack.until(() => lock.awaited(), settleMs, "the move waits at its step");
     began = performance.now();
     await one.fault(roles);
@@ -103,12 +122,45 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
   for (const dc of stack.dcs) await stack.simulate("restart", dc);
   await allServe(stack);
   await allEqual(stack, third);
+  if (one.waitsAt !== "owner") await decidedOnce(stack, third, shard, epoch + 1);
+  if (one.waitsAt === "carry") {
+    const after = told().slice(asking());
+    assert.ok(
+      after.every((line) => line.message !== calledOff),
+      `called off after its append was tried: ${JSON.stringify(after)}`,
+    );
+  }
   await stack.until(
     async () => body(await send(stack, third, "GET", `/v1/switchovers/${id}`), 200)["status"] !== "running",
     settleMs,
     "the operation has ended",
   );
   return { shard, from: owner, to: target, owner: ended.owner ?? "", epochs: ended.epoch - epoch, ms };
+}
+
+const asksTheLog = "asks the log to open";
+const calledOff = "a move is called off";
+interface LogLine {
+  readonly message: string;
+  readonly shard?: number;
+  readonly epoch?: number;
+  readonly owner?: string;
+}
+
+/** The last line may be on its way. */
+const linesOf = (text: string): LogLine[] =>
+  text
+    .split("\n")
+    .slice(0, -1)
+    .flatMap((line) => (line.startsWith("{") ? [JSON.parse(line) as LogLine] : []));
+
+/** One `open` in the log began the epoch, however often its append was tried. */
+async function decidedOnce(stack: TestStack, dc: string, shard: number, epoch: number): Promise<void> {
+  const { batches } = await readLog(stack, dc);
+  const opens = batches.filter(
+    ({ header }) => header.kind === "open" && header.shard === shard && header.epoch === epoch,
+  );
+  assert.equal(opens.length, 1, JSON.stringify(opens.map(({ header, open }) => ({ header, open }))));
 }
 
 /** All live datacenters name the same owner of the shard, which lives and serves it. */
@@ -149,19 +201,20 @@ async function spread(stack: TestStack, from: string): Promise<void> {
   await allServe(stack);
 }
 
-/** A lock of a shard's row in a datacenter's database, by a connection of the test's own. */
-class RowLock {
+/** A lock in a datacenter's database, by a connection of the test's own: of a shard's row, or against what is carried there. */
+class Lock {
   private constructor(
     private readonly database: Database,
     private readonly client: Client,
   ) {}
 
-  static async take(stack: TestStack, dc: string, shard: number): Promise<RowLock> {
+  static async take(stack: TestStack, dc: string, { shard }: { readonly shard: number | null }): Promise<Lock> {
     const database = databaseOf(stack, dc);
     const client = await database.connect();
     await client.query("BEGIN");
-    await client.query("SELECT 1 FROM shard_head WHERE shard = $1 FOR UPDATE", [shard]);
-    return new RowLock(database, client);
+    if (shard === null) await client.query("LOCK TABLE carried_progress IN SHARE MODE");
+    else await client.query("SELECT 1 FROM shard_head WHERE shard = $1 FOR UPDATE", [shard]);
+    return new Lock(database, client);
   }
 
   /** Somebody of the datacenter waits for it. */
