@@ -4,7 +4,6 @@ import type { Logger } from "../infra/logger.js";
 import type { Service } from "../infra/service.js";
 import type { Partition, ShardId, SiteName } from "../shards/ids.js";
 import type { Head, ShardMap } from "../shards/map.js";
-import type { OwnershipLog } from "../shards/ownership-log.js";
 import type { ShardStore } from "../shards/store.js";
 import type { LogOwnership } from "./ownership.js";
 import type { EpochEnd } from "./record.js";
@@ -18,9 +17,7 @@ export interface ResumeOptions {
   readonly map: ShardMap;
   readonly store: ShardStore;
   readonly publisher: Publisher;
-  readonly ownership: LogOwnership;
-  /** As `ownership`, with what follows an `open`. */
-  readonly opens: OwnershipLog;
+  readonly ownership: Pick<LogOwnership, "open" | "restate">;
   readonly restateMs: number;
   readonly epochEnds: (shard: ShardId) => Promise<readonly EpochEnd[]>;
   /** This node has a lease and is the datacenter's replicator. */
@@ -151,7 +148,7 @@ export class Resume implements Service {
     const began = this.#o.time.monotonic();
     if (!(await this.#o.publisher.flush(head, deadline))) return;
     if (!this.#o.active()) return;
-    const result = await this.#o.opens.open(
+    const result = await this.#o.ownership.open(
       {
         shard: head.shard,
         against: head.epoch,

@@ -215,8 +215,10 @@ export async function createEngine(ground: Ground, { word, peers, coordinator }:
     map,
     store,
     publisher,
-    ownership,
-    opens,
+    ownership: {
+      open: (request, deadline) => opens.open(request, deadline),
+      restate: (request, deadline) => ownership.restate(request, deadline),
+    },
     restateMs: settings.restateMs,
     epochEnds: ground.epochEnds,
     active: () => replicator.holding && leases.valid,

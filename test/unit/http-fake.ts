@@ -257,6 +257,9 @@ export class FakeDatacenter implements Datacenter {
       kind: "initial",
       reason: "init",
       by: "hothot",
+      phasesMs: {},
+      drained: 0,
+      divergent: 0,
     };
     return { items: [change], nextCursor: null };
   }
