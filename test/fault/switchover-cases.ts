@@ -14,6 +14,8 @@ export interface Roles {
   readonly suspects: (dc: string, other: string) => Promise<void>;
   /** Waits until the owner has asked the log for the target's `open`. */
   readonly asked: () => Promise<void>;
+  /** @throws AssertionError when the log has answered that */
+  readonly unanswered: () => void;
   /** Milliseconds; for what has no sign that could be waited for. */
   readonly pause: (ms: number) => Promise<void>;
 }
@@ -108,10 +110,11 @@ export const switchoverCases: readonly SwitchoverCase[] = [
     name: "the append is stored late, when its tries have had no answer: the log's leader stands still for a second",
     waitsAt: "carry",
     fault: async ({ stack, leader }) => kill(stack.pids(leader).nats, "SIGSTOP"),
-    then: async ({ stack, leader, asked, pause }) => {
+    then: async ({ stack, leader, asked, unanswered, pause }) => {
       await asked();
       // Several tries, and less than an election takes.
       await pause(1_000);
+      unanswered();
       kill(stack.pids(leader).nats, "SIGCONT");
     },
     dead: nobody,
@@ -121,9 +124,10 @@ export const switchoverCases: readonly SwitchoverCase[] = [
     name: "the append is lost with the log's leader, which had not stored it",
     waitsAt: "carry",
     fault: async ({ stack, leader }) => kill(stack.pids(leader).nats, "SIGSTOP"),
-    then: async ({ stack, leader, asked, pause }) => {
+    then: async ({ stack, leader, asked, unanswered, pause }) => {
       await asked();
       await pause(300);
+      unanswered();
       kill(stack.pids(leader).nats);
     },
     dead: nobody,

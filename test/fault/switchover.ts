@@ -74,7 +74,8 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
     target,
     third,
     leader: one.waitsAt === "carry" ? third : await leads(),
-    asked: () => stack.until(() => asking() >= 0, settleMs, "the log is asked").then(() => undefined),
+    asked: () => stack.until(() => says(asksTheLog) >= 0, settleMs, "the log is asked").then(() => undefined),
+    unanswered: () => assert.equal(says(hasOpened), -1, "the log has answered"),
     pause,
     suspects: (dc, other) =>
       stack
@@ -83,8 +84,8 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
   };
   const since = stack.logs(owner).length;
   const told = (): LogLine[] => linesOf(stack.logs(owner).slice(since)).filter((line) => line.shard === shard);
-  const asking = (): number =>
-    told().findIndex((line) => line.message === asksTheLog && line.epoch === epoch + 1 && line.owner === target);
+  const says = (message: string): number =>
+    told().findIndex((line) => line.message === message && line.epoch === epoch + 1 && line.owner === target);
   const lock = await Lock.take(stack, one.waitsAt === "owner" ? owner : target, {
     shard: one.waitsAt === "carry" ? null : shard,
   });
@@ -124,7 +125,7 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
   await allEqual(stack, third);
   if (one.waitsAt !== "owner") await decidedOnce(stack, third, shard, epoch + 1);
   if (one.waitsAt === "carry") {
-    const after = told().slice(asking());
+    const after = told().slice(says(asksTheLog));
     assert.ok(
       after.every((line) => line.message !== calledOff),
       `called off after its append was tried: ${JSON.stringify(after)}`,
@@ -139,6 +140,7 @@ export async function runCase(stack: TestStack, one: SwitchoverCase, turn: numbe
 }
 
 const asksTheLog = "asks the log to open";
+const hasOpened = "opened in the log";
 const calledOff = "a move is called off";
 interface LogLine {
   readonly message: string;
