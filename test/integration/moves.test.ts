@@ -95,9 +95,15 @@ describe("planned and forced changes of ownership", { timeout: 300_000 }, () => 
       plan.shards.map((s) => s.shard).sort((a, b) => a - b),
       before.filter((s) => s.owner === "east").map((s) => s.shard),
     );
-    const takeover = body<typeof plan>(
-      await send(stack, "west", "POST", "/v1/takeovers", { dc: "east", dryRun: true }),
-      200,
+    // What was written just now is in the log a moment later.
+    const takeover = await stack.until(
+      async () => {
+        const answer = await send(stack, "west", "POST", "/v1/takeovers", { dc: "east", dryRun: true });
+        const found = body<typeof plan>(answer, 200);
+        return found.shards.every((shard) => shard.lost === 0) && found;
+      },
+      settleMs,
+      "the log has all",
     );
     for (const shards of [plan.shards, takeover.shards])
       for (const shard of shards) {
