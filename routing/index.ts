@@ -2,3 +2,4 @@
 export { route, type Route, type RouteFacts } from "./route.js";
 export { Router, type Executor, type Routed } from "./router.js";
 export { Changes } from "./changes.js";
+export { Room, workBound } from "./room.js";

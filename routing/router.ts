@@ -11,6 +11,7 @@ import type { ShardMap } from "../shards/map.js";
 import type { Peers } from "../shards/peers.js";
 import { Breakers } from "./breakers.js";
 import type { Changes } from "./changes.js";
+import { Room, type Place } from "./room.js";
 import { route } from "./route.js";
 
 /** A request on its way to its shard's owner. Plain data: it is forwarded as it is. */
@@ -25,6 +26,8 @@ export interface Routed<C> {
   readonly repeatable: boolean;
   /** It may change something: when a try of it got no answer, no refusal may say that nothing happened. */
   readonly write: boolean;
+  /** One of a stream's many, which take no room from requests of their own. */
+  readonly bulk?: boolean;
   /** Set where the answer goes back in one message, which takes so many bytes. */
   readonly answerBytes?: number;
   /** Told before each try which way it goes. */
@@ -70,11 +73,14 @@ type Answer<R> =
       readonly problem: { readonly code: ProblemCode; readonly detail: string } & Omit<ProblemExtras, "cause">;
     };
 
-export const rpcSubject = (group: string, dc: SiteName): string => `hothot.${group}.dc.${dc}.rpc`;
+/** Of a datacenter's processes together, or of one of them. */
+export const rpcSubject = (group: string, dc: SiteName, node?: string): string =>
+  `hothot.${group}.dc.${dc}.rpc${node === undefined ? "" : `.${node}`}`;
 
 export interface RouterOptions<C, R extends Confirmed> {
   readonly group: string;
   readonly site: SiteName;
+  readonly node: string;
   readonly time: Time;
   readonly log: Logger;
   /** Nearest first; the others reach the owner through another site's server when the direct link is down (one relay). */
@@ -102,12 +108,13 @@ const elsewhere = new Set<ProblemCode>(["not_owner", "no_lease", "shard_moving",
 const tryMs = 3_000;
 /** A forward that may not be repeated still gets this long after its shard moved. */
 const graceMs = 300;
+/** Before a refused request is sent again, unless its shard changes earlier; doubled by each refusal in the same epoch. */
 const pauseMs = 25;
+const longestPauseMs = 250;
 /** The epoch is not known here. */
 const newest = Number.MAX_SAFE_INTEGER as Epoch;
 /** With less time left a request whose owner ran out of the time that it was given is not sent again. */
 const worthMs = 1_000;
-const maxForwards = 2_000;
 /** NATS takes 1 MiB in a message, unless it is told otherwise. */
 const answerBytes = 900_000;
 const drainMs = 5_000;
@@ -119,9 +126,12 @@ export class Router<C, R extends Confirmed> implements Service {
   readonly name = "router";
   readonly #o: RouterOptions<C, R>;
   readonly #log: Logger;
-  readonly #forwards = new Map<SiteName, number>();
+  /** What waits for a datacenter or is under way to it. */
+  readonly room = new Room();
+  readonly #bulkRoom = new Room();
   readonly #breakers: Breakers;
-  #subscription: Subscription | undefined;
+  #subscriptions: readonly Subscription[] = [];
+  #turn = 0;
   #serving = 0;
   #draining = false;
 
@@ -132,37 +142,51 @@ export class Router<C, R extends Confirmed> implements Service {
   }
 
   async start(): Promise<void> {
-    const [nearest] = this.#o.messengers;
-    this.#subscription = nearest?.subscribe(
-      rpcSubject(this.#o.group, this.#o.site),
-      (message) => void this.#serve(message.data, (data) => message.respond(data)),
-      { queue: "rpc" },
+    const { group, site, node, messengers } = this.#o;
+    const [nearest] = messengers;
+    if (nearest === undefined) return;
+    this.#subscriptions = [rpcSubject(group, site), rpcSubject(group, site, node)].map((subject) =>
+      nearest.subscribe(subject, (message) => void this.#serve(message.data, (data) => message.respond(data)), {
+        queue: "rpc",
+      }),
     );
   }
 
   async drain(): Promise<void> {
     this.#draining = true;
-    const subscription = this.#subscription;
-    this.#subscription = undefined;
+    const subscriptions = this.#subscriptions;
+    this.#subscriptions = [];
     const deadline = this.#o.time.monotonic() + drainMs;
     // What is on its way is still answered, so that it goes to another process at once.
-    const heard = subscription?.drain().catch((error: unknown) => {
-      this.#log.debug("forwards on their way could not be waited for", { error: asError(error) });
-    });
-    if (heard !== undefined) await within(this.#o.time, drainMs, heard, undefined);
+    const heard = subscriptions.map((subscription) =>
+      subscription.drain().catch((error: unknown) => {
+        this.#log.debug("forwards on their way could not be waited for", { error: asError(error) });
+      }),
+    );
+    await within(this.#o.time, drainMs, Promise.all(heard), undefined);
     while (this.#serving > 0 && this.#o.time.monotonic() < deadline) await this.#o.time.sleep(10);
   }
 
   async stop(): Promise<void> {
-    this.#subscription?.();
+    for (const end of this.#subscriptions) end();
   }
 
   /** @returns the answer and how it was reached. @throws Problem */
   async execute(request: Routed<C>): Promise<{ readonly result: R; readonly route: Route }> {
+    const place = (request.bulk === true ? this.#bulkRoom : this.room).place();
+    try {
+      return await this.#execute(request, place);
+    } finally {
+      place.leave();
+    }
+  }
+
+  async #execute(request: Routed<C>, place: Place): Promise<{ readonly result: R; readonly route: Route }> {
     let held: { code: ProblemCode; why: string; owner: SiteName | null } | undefined;
     /** Whom a place that was asked by this map named instead: its map is newer. Followed once, then the own map counts again. */
     let named: SiteName | undefined;
     let unanswered = false;
+    let pause = { ms: pauseMs, epoch: undefined as Epoch | undefined };
     for (;;) {
       const head = this.#o.map.get(request.shard);
       const where = route({
@@ -175,10 +199,12 @@ export class Router<C, R extends Confirmed> implements Service {
         throw honest(this.#tooLate(held ?? (where.kind === "wait" ? where : undefined)), request, unanswered);
       if (where.kind === "wait") {
         held = where;
+        place.for(where.owner ?? "an owner", where.owner);
         // Not every change is announced (a lease that comes back): look again now and then.
         await this.#o.changes.next(request.shard, Math.min(this.#left(request), 100));
         continue;
       }
+      if (where.kind === "forward") place.for(named ?? where.to, named ?? where.to);
       if (where.kind === "forward" && !this.#breakers.allows(named ?? where.to)) {
         const owner = named ?? where.to;
         held = { code: "owner_unreachable", why: `${owner} can't be reached, or does not answer`, owner };
@@ -211,7 +237,11 @@ export class Router<C, R extends Confirmed> implements Service {
           why: error.message,
           owner: error.owner ?? head?.owner ?? null,
         };
-        await this.#o.changes.next(request.shard, Math.min(this.#left(request), pauseMs));
+        pause = {
+          ms: pause.epoch === head?.epoch ? Math.min(2 * pause.ms, longestPauseMs) : pauseMs,
+          epoch: head?.epoch,
+        };
+        await this.#o.changes.next(request.shard, Math.min(this.#left(request), pause.ms));
       }
     }
   }
@@ -233,10 +263,6 @@ export class Router<C, R extends Confirmed> implements Service {
   }
 
   async #forward(request: Routed<C>, to: SiteName, epoch: Epoch): Promise<R> {
-    const open = this.#forwards.get(to) ?? 0;
-    if (open >= maxForwards)
-      throw new Problem("overloaded", `too many requests wait for ${to}`, { owner: to, retryAfterSeconds: 1 });
-    this.#forwards.set(to, open + 1);
     const span = this.#o.tracing?.begin("forward", "client", originOf(request.context).traceparent, {
       "hothot.to": to,
       "hothot.shard": request.shard,
@@ -264,15 +290,14 @@ export class Router<C, R extends Confirmed> implements Service {
       throw error;
     } finally {
       span?.end(undefined, fault);
-      this.#forwards.set(to, (this.#forwards.get(to) ?? 1) - 1);
     }
   }
 
   /** Through the own server, else through another site's: one that nobody took certainly had no effect. */
   async #send(request: Routed<C>, to: SiteName, data: Uint8Array, timeoutMs: number, epoch: Epoch): Promise<Answer<R>> {
-    for (const messenger of this.#o.messengers) {
+    for (const { messenger, subject } of this.#ways(to)) {
       const over = this.#breakers.sent(to);
-      const sent = messenger.request(rpcSubject(this.#o.group, to), data, timeoutMs);
+      const sent = messenger.request(subject, data, timeoutMs);
       sent.then(
         () => over("answered"),
         (error: unknown) => over(error instanceof NoResponders || error instanceof TooLarge ? "nobody" : "silent"),
@@ -295,10 +320,26 @@ export class Router<C, R extends Confirmed> implements Service {
     throw new Problem("owner_unreachable", `${to} can't be reached`, { owner: to });
   }
 
+  /**
+   * To whichever process takes it; first to one that is heard, while another one is not: NATS gives requests to a process that
+   * stands still until its pings have failed.
+   */
+  #ways(to: SiteName): readonly { readonly messenger: Messenger; readonly subject: string }[] {
+    const { group, messengers, peers } = this.#o;
+    const subject = rpcSubject(group, to);
+    const ways = messengers.map((messenger) => ({ messenger, subject }));
+    const heard = peers.heardBesideSilent(to);
+    const node = heard[this.#turn++ % Math.max(1, heard.length)];
+    const [nearest] = messengers;
+    return node === undefined || nearest === undefined
+      ? ways
+      : [{ messenger: nearest, subject: rpcSubject(group, to, node) }, ...ways];
+  }
+
   async #probe(to: SiteName): Promise<void> {
-    for (const messenger of this.#o.messengers) {
+    for (const { messenger, subject } of this.#ways(to)) {
       try {
-        await messenger.request(rpcSubject(this.#o.group, to), probe, probeMs);
+        await messenger.request(subject, probe, probeMs);
         return;
       } catch (error) {
         if (!(error instanceof NoResponders)) throw error;

@@ -321,6 +321,7 @@ export async function createDatacenter(
   const router: Router<Command, Reply> = new Router<Command, Reply>({
     group,
     site,
+    node,
     time,
     log,
     messengers: links.routes,

@@ -180,6 +180,7 @@ export class Face implements Datacenter {
         deadline: context.deadline,
         repeatable: true,
         write: true,
+        bulk: true,
         tried: (route) => (tried = route),
       });
       result.confirm?.();

@@ -85,6 +85,15 @@ export class Peers {
       .map((heard) => heard.report);
   }
 
+  /** The datacenter's nodes that are heard, where another one of them has fallen silent; else none. */
+  heardBesideSilent(dc: SiteName): readonly string[] {
+    const nodes = this.#heard.get(dc);
+    if (nodes === undefined || nodes.size < 2) return [];
+    const now = this.#clock.monotonic();
+    const heard = [...nodes].filter(([, { at }]) => now - at < this.#suspectMs).map(([node]) => node);
+    return heard.length < nodes.size ? heard : [];
+  }
+
   /** The last report, however old. */
   lastReport(dc: SiteName): NodeReport | undefined {
     const nodes = [...(this.#heard.get(dc)?.values() ?? [])];

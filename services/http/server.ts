@@ -4,6 +4,7 @@ import { Router } from "express";
 import { within } from "../../infra/clock.js";
 import { Problem } from "../../infra/errors.js";
 import type { JsonObject } from "../../replication/entities.js";
+import { workBound } from "../../routing/index.js";
 import { problemBody, sendText } from "./answer.js";
 import { BodyBudget } from "./body.js";
 import { createDashboard } from "./dashboard.js";
@@ -33,7 +34,7 @@ export interface HttpServer {
 }
 
 const defaults: HttpLimits = {
-  lanes: { work: 2000, poll: 2000, stream: 200, admin: 200 },
+  lanes: { work: workBound, poll: 2000, stream: 200, admin: 200 },
   bodyBytes: 128_000_000,
   eventBytes: 1_000_000,
   eventHeartbeatMs: 15_000,

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { describe, it } from "node:test";
+import { describe, it, test } from "node:test";
 import { pack, unpack } from "msgpackr";
 import { Problem, type ProblemCode } from "../../infra/errors.js";
 import { silentLogger } from "../../infra/logger.js";
@@ -16,6 +16,8 @@ interface Asked {
   readonly way: number;
   readonly to: string;
   readonly timeoutMs: number;
+  /** Where one process is asked and no other. */
+  readonly node?: string;
 }
 
 const shard = shardId(3);
@@ -34,17 +36,26 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
   const executed: Routed<string>[] = [];
   let serve: ((message: Message) => void) | undefined;
   let execute = (): Promise<Answer> => Promise.resolve({ by: "east" });
-  let flushed = (): void => undefined;
+  const flushes: (() => void)[] = [];
+  const subscribed: string[] = [];
+  let heard: readonly string[] = [];
+  let probed = (): Promise<Uint8Array> => Promise.reject(new NoAnswer("probe"));
+  let probes = 0;
   const messenger = (way: number): Messenger => ({
     publish: () => undefined,
-    subscribe: (_subject, handler) => {
+    subscribe: (subject, handler) => {
+      subscribed.push(subject);
       serve = handler;
-      const drain = (): Promise<void> => new Promise((resolve) => (flushed = resolve));
+      const drain = (): Promise<void> => new Promise((resolve) => flushes.push(resolve));
       return Object.assign(() => undefined, { drain });
     },
     request: (subject, data, timeoutMs) => {
-      if ("probe" in (unpack(data) as object)) return Promise.reject(new NoAnswer(subject));
-      const one = { way, to: /\.dc\.(\w+)\./.exec(subject)?.[1] ?? "", timeoutMs };
+      if ("probe" in (unpack(data) as object)) {
+        probes++;
+        return probed();
+      }
+      const [, to = "", node] = /\.dc\.(\w+)\.rpc(?:\.(\w+))?$/.exec(subject) ?? [];
+      const one = { way, to, timeoutMs, ...(node === undefined ? {} : { node }) };
       asked.push(one);
       const late = time.sleep(timeoutMs).then((): Uint8Array => {
         throw new NoAnswer(subject);
@@ -56,11 +67,12 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
   const router = new Router<string, Answer>({
     group: "g",
     site: "east",
+    node: "n1",
     time,
     log: silentLogger,
     messengers: [messenger(0), messenger(1)],
     map: { get: () => head } as unknown as ShardMap,
-    peers: { state: () => (dead ? "dead" : "serving") } as unknown as Peers,
+    peers: { state: () => (dead ? "dead" : "serving"), heardBesideSilent: () => heard } as unknown as Peers,
     changes,
     leaseValid: () => true,
     executor: {
@@ -75,6 +87,7 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
     router,
     asked,
     executed,
+    subscribed,
     become: (next: Partial<Head>) => {
       head = { ...head, ...next };
       changes.changed(shard);
@@ -82,7 +95,12 @@ function setUp(answer: (asked: Asked) => Promise<Uint8Array>) {
     die: (is: boolean) => (dead = is),
     executes: (by: () => Promise<Answer>) => (execute = by),
     /** What the server had sent has been handed over. */
-    flushed: () => flushed(),
+    flushed: () => flushes.forEach((flush) => flush()),
+    /** These processes of the owner are heard, and another one is not. */
+    hears: (nodes: readonly string[]) => (heard = nodes),
+    probes: () => probes,
+    /** Probes are answered from now on. */
+    revive: () => (probed = () => Promise.resolve(pack({}))),
     ask: (over: Partial<Routed<string>> = {}) =>
       router
         .execute({ shard, command: "c", context: {}, deadline: time.monotonic() + 10_000, ...kinds.plain, ...over })
@@ -314,12 +332,110 @@ describe("a router", () => {
     assert.deepEqual(ways, ["forwarded", "local"]);
   });
 
-  it("lets no more than so many requests wait for one datacenter, and those to others go on", async () => {
-    const r = setUp(({ to }) => (to === "west" ? never() : ok(to)));
-    for (let i = 0; i < 2_000; i++) void r.ask(kinds.keyed);
-    await settled();
-    assert.equal(await r.ask(kinds.keyed), "overloaded");
-    r.become({ owner: "central", epoch: epoch(5) });
-    assert.equal(await r.ask(kinds.keyed), "central, forwarded");
+  it("gives a dead owner's requests half of its room, and tells the rest at once; those to others go on", async () => {
+    for (const dead of [true, false]) {
+      const r = setUp(({ to }) => (to === "west" ? never() : ok(to)));
+      r.die(dead);
+      const waiting = Array.from({ length: 1_000 }, () => r.ask(kinds.keyed));
+      await settled();
+      assert.equal(r.router.room.waiting, 1_000);
+      assert.equal(await r.ask(kinds.keyed), "overloaded");
+      // A bulk request's rows wait in a room of their own.
+      const rows = r.ask({ ...kinds.keyed, bulk: true });
+      r.die(false);
+      r.become({ owner: "central", epoch: epoch(5) });
+      // They all go where the shard went, whatever room is left there.
+      await r.time.advance(200);
+      assert.deepEqual(new Set(await Promise.all([...waiting, rows])), new Set(["central, forwarded"]));
+      assert.equal(r.router.room.waiting, 0);
+      r.become({ owner: "east", epoch: epoch(6), state: "moving" });
+      const moving = Array.from({ length: 1_000 }, () => r.ask({ deadline: r.time.monotonic() + 1_000 }));
+      await settled();
+      assert.equal(await r.ask(), "overloaded");
+      r.become({ state: "owned" });
+      await r.time.advance(10);
+      assert.deepEqual(new Set(await Promise.all(moving)), new Set(["east, local"]));
+    }
   });
+
+  it("leaves room for others however many datacenters are waited for", async () => {
+    const r = setUp(never);
+    const fill = async (owner: string): Promise<number> => {
+      r.become({ owner });
+      const before = r.router.room.waiting;
+      for (let i = 0; i < 1_100; i++) void r.ask(kinds.keyed);
+      await settled();
+      return r.router.room.waiting - before;
+    };
+    assert.deepEqual([await fill("west"), await fill("central"), await fill("north")], [1_000, 500, 250]);
+  });
+
+  it("asks an owner that refuses less and less often, and again at once when the shard changes", async () => {
+    for (const code of ["no_lease", "shard_moving"] as const) {
+      const r = setUp(({ to }) => (to === "west" ? refuse(code) : ok(to)));
+      const waits = r.ask();
+      await r.time.advance(150);
+      assert.ok(r.asked.length >= 3, `${r.asked.length} in the first 150 ms`);
+      await r.time.advance(4_850);
+      assert.ok(r.asked.length >= 15 && r.asked.length <= 25, `${r.asked.length} in 5 s`);
+      r.become({ epoch: epoch(5) });
+      const before = r.asked.length;
+      await r.time.advance(80);
+      assert.ok(r.asked.length >= before + 2, "the pauses begin anew");
+      r.become({ owner: "central", epoch: epoch(6) });
+      await r.time.advance(1);
+      assert.equal(await waits, "central, forwarded");
+    }
+  });
+
+  it("sends probes only to an owner that is silent, and requests again once one is answered", async () => {
+    const r = setUp(never);
+    const waits: Promise<string>[] = [];
+    for (let ms = 0; ms < 5_000; ms += 20) {
+      waits.push(r.ask({ ...kinds.read, deadline: r.time.monotonic() + 5_000 }));
+      await r.time.advance(20);
+    }
+    // Those of the time in which it was doubted, and no more.
+    assert.ok(r.asked.length >= 4 && r.asked.length <= 80, `${r.asked.length} of ${waits.length} were sent`);
+    assert.ok(r.probes() >= 3 && r.probes() <= 8, `${r.probes()} probes`);
+    await r.time.advance(5_000);
+    assert.deepEqual(new Set(await Promise.all(waits)), new Set(["owner_unreachable"]));
+    const before = r.asked.length;
+    const held = r.ask(kinds.read);
+    await r.time.advance(100);
+    assert.equal(r.asked.length, before);
+    r.revive();
+    await r.time.advance(4_500);
+    assert.ok(r.asked.length > before, "it is sent");
+    await r.time.advance(6_000);
+    assert.equal(await held, "owner_unreachable");
+  });
+
+  it("asks a process that is heard while another one of its datacenter is not", async () => {
+    const r = setUp(({ node }) => (node === "n3" ? noResponders() : ok(node ?? "any")));
+    r.hears(["n1", "n3"]);
+    // One that does not listen yet took nothing: whichever does is asked.
+    assert.deepEqual(
+      [await r.ask(), await r.ask(), await r.ask()],
+      ["n1, forwarded", "any, forwarded", "n1, forwarded"],
+    );
+    r.hears([]);
+    assert.equal(await r.ask(), "any, forwarded");
+    await r.router.start();
+    assert.deepEqual(r.subscribed, ["hothot.g.dc.east.rpc", "hothot.g.dc.east.rpc.n1"]);
+  });
+});
+
+test("requests that wait for a change are bounded in number, all shards together", async () => {
+  const time = new ManualTime();
+  const changes = new Changes(time);
+  const waiting = Array.from({ length: 20_000 }, (_, n) => changes.next(shardId(n % 7), 60_000));
+  await assert.rejects(changes.next(shardId(9), 60_000), { code: "overloaded" });
+  assert.equal(changes.count, 20_000);
+  changes.changed(shardId(3));
+  await waiting[3];
+  const late = changes.next(shardId(9), 50);
+  changes.changedAll();
+  await Promise.all([...waiting, late]);
+  assert.equal(changes.count, 0);
 });

@@ -3,7 +3,9 @@ import { test } from "node:test";
 import { route } from "../../routing/route.js";
 import { hashText, partition, partitionOf, shardOf } from "../../shards/ids.js";
 import type { Head } from "../../shards/map.js";
+import { Peers, type NodeReport } from "../../shards/peers.js";
 import { firstOwner, preferredLeader, successionOrder } from "../../shards/successor.js";
+import { ManualTime } from "../harness/manual-time.js";
 
 const head = (over: Partial<Head>): Head =>
   ({ owner: "east", state: "owned", confirmed: true, epoch: 4, ...over }) as Head;
@@ -27,6 +29,28 @@ test("route: every combination of owner, state, lease and peer", () => {
   }
   for (const state of ["serving", "suspect", "catching_up", "fenced"] as const)
     assert.equal(route({ ...here, ownerState: state, head: head({ owner: "west" }) }).kind, "forward");
+});
+
+test("processes of a datacenter that are heard while another one of it is not", () => {
+  const time = new ManualTime();
+  const peers = new Peers(time, 200, 1_500);
+  const beat = (...nodes: string[]): void => {
+    for (const node of nodes) peers.heard({ dc: "east", node, heads: [] } as unknown as NodeReport);
+  };
+  const heard = (): readonly string[] => peers.heardBesideSilent("east");
+  assert.deepEqual(heard(), []);
+  beat("n1", "n2", "n3");
+  assert.deepEqual(heard(), []);
+  time.set(time.monotonic() + 600);
+  beat("n1", "n3");
+  assert.deepEqual(heard(), ["n1", "n3"]);
+  // However long: NATS may give it requests still.
+  time.set(time.monotonic() + 600_000);
+  assert.deepEqual(heard(), []);
+  beat("n3");
+  assert.deepEqual(heard(), ["n3"]);
+  beat("n1", "n2");
+  assert.deepEqual(heard(), []);
 });
 
 test("the hash is fixed for ever", () => {
