@@ -95,16 +95,19 @@ export class Progress {
     };
   }
 
-  /** Resolves when the copy has reached the place. @throws Problem deadline_exceeded */
-  async wait(shard: ShardId, epoch: Epoch, position: Position, deadline: number): Promise<void> {
-    const there = (): boolean => {
-      const here = this.place(shard);
-      return here.epoch > epoch || (here.epoch === epoch && here.position >= position);
-    };
-    if (there()) return;
+  /** Whether the copy has reached the place. */
+  has(shard: ShardId, epoch: Epoch, position: Position): boolean {
+    const here = this.place(shard);
+    return here.epoch > epoch || (here.epoch === epoch && here.position >= position);
+  }
+
+  /** Resolves when the copy has reached the place. @throws Problem deadline_exceeded, also when `signal` aborts */
+  async wait(shard: ShardId, epoch: Epoch, position: Position, deadline: number, signal?: AbortSignal): Promise<void> {
+    if (this.has(shard, epoch, position)) return;
     await new Promise<void>((resolve) => {
       const done = (): void => {
         timer.cancel();
+        signal?.removeEventListener("abort", done);
         this.#waiters.get(shard)?.delete(waiter);
         resolve();
       };
@@ -113,8 +116,11 @@ export class Progress {
       const waiting = this.#waiters.get(shard);
       if (waiting === undefined) this.#waiters.set(shard, new Set([waiter]));
       else waiting.add(waiter);
+      signal?.addEventListener("abort", done, { once: true });
+      if (signal?.aborted === true) done();
     });
-    if (!there()) throw new Problem("deadline_exceeded", "this datacenter has not applied that position in time");
+    if (!this.has(shard, epoch, position))
+      throw new Problem("deadline_exceeded", "this datacenter has not applied that position in time");
   }
 
   #trim(shard: ShardId, behind: Sample[]): Sample[] {

@@ -252,7 +252,7 @@ export class Face implements Datacenter {
   async takeTasks(context: RequestContext, request: TakeRequest, signal: AbortSignal): Promise<Reply> {
     let { waitMs } = request;
     if (context.minPosition !== undefined) {
-      await this.#unlessLeft(this.#arrival.of(context.minPosition, context.deadline), signal);
+      await this.#unlessLeft(this.#arrival.of(context.minPosition, context.deadline, signal), signal);
       waitMs = Math.max(0, Math.min(waitMs, Math.floor(context.deadline - this.#p.time.monotonic())));
     }
     // The database's errors are those of the look for its worker: nothing was taken yet.

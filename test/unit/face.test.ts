@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import test from "node:test";
 import { Problem, type ProblemCode } from "../../infra/errors.js";
 import { Progress } from "../../replication/progress.js";
+import { Room } from "../../routing/index.js";
 import { WriteRates } from "../../services/access/write-rates.js";
 import type { RequestContext } from "../../services/api.js";
 import { Face } from "../../services/face.js";
@@ -18,10 +19,11 @@ function standing(writesPerSecond: number | null = null) {
   const time = new ManualTime();
   const nothing = (): void => undefined;
   const asked: { readonly what: string; readonly at: number; readonly waitMs?: number; readonly rows?: number }[] = [];
-  const ended: { last: number }[] = [];
+  const ended: { now: number; stated: number | null; told: number | null }[] = [];
   /** Keys that the owner knows, and those that have arrived here. */
   const used = new Set<string>();
   const copied = new Set<string>();
+  let loading = false;
   let failure: Problem | undefined;
   const progress = new Progress(time, { head: () => undefined } as never);
   const parts = {
@@ -55,7 +57,9 @@ function standing(writesPerSecond: number | null = null) {
       },
     },
     queries: { keys: async (_tenant: string, key: string) => (copied.has(key) ? [{ shard: 1 }] : []) },
+    restorer: { shardWaits: () => loading },
     router: {
+      room: new Room(4),
       execute: async ({ command, context }: { command: { rows: unknown[] }; context: { key: string | null } }) => {
         if (failure !== undefined) throw failure;
         asked.push({ what: "load", at: time.monotonic(), rows: command.rows.length });
@@ -88,7 +92,9 @@ function standing(writesPerSecond: number | null = null) {
     writes,
     copied,
     context,
+    room: parts.router.room,
     fail: (problem?: Problem) => (failure = problem),
+    loads: (is: boolean) => (loading = is),
   };
 }
 
@@ -123,10 +129,70 @@ test("a take whose position does not come is refused at its deadline; one of an 
   await time.advance(5_000);
   await late;
   progress.reached(shardId(1), epoch(3), position(1));
-  ended.push({ last: 6 });
+  ended.push({ now: 3, stated: 6, told: null });
   const take = face.takeTasks(context(5_000, 7), { workerId: "w", waitMs: 0, max: 1 }, never);
   await assert.rejects(take, is("position_lost"));
   assert.deepEqual(asked, []);
+});
+
+test("whether an epoch ended without a position is waited for until it is known, and no read passes before", async () => {
+  const { time, face, asked, ended, progress, context, loads, room } = standing();
+  const beat = (ms: number): Promise<string> =>
+    face.workerHeartbeat(context(ms, 7), "w").then(
+      () => "served",
+      (error: unknown) => (error instanceof Problem ? error.code : String(error)),
+    );
+  const know = (now: number, stated: number | null, told: number | null): void => {
+    ended.splice(0, 1, { now, stated, told });
+  };
+  progress.reached(shardId(1), epoch(5), position(1));
+  // The history of a copy that loads has gaps: what it says of a later epoch says nothing of this one.
+  know(5, null, 90);
+  loads(true);
+  const [late, lost] = [beat(1_000), beat(10_000)];
+  await time.advance(1_000);
+  assert.equal(await late, "deadline_exceeded");
+  assert.deepEqual([asked.length, room.waiting], [0, 1]);
+  know(5, 6, null);
+  await time.advance(200);
+  assert.deepEqual([await lost, await beat(0)], ["position_lost", "position_lost"]);
+  // The own open is in the log, and the database has not heard.
+  loads(false);
+  know(2, null, null);
+  const early = beat(10_000);
+  await time.advance(500);
+  assert.equal(asked.length, 0);
+  know(3, 9, null);
+  await time.advance(200);
+  assert.equal(await early, "served");
+  // So far back that nobody knows.
+  know(5, null, null);
+  assert.deepEqual([await beat(1_000), room.waiting], ["served", 0]);
+});
+
+test("those that wait for positions leave room for others, and give theirs back when their clients leave", async () => {
+  const { time, face, progress, context, room } = standing();
+  const left = new AbortController();
+  const take = (signal = never): Promise<unknown> =>
+    face.takeTasks(context(600_000, 7), { workerId: "w", waitMs: 0, max: 1 }, signal);
+  const gone = take(left.signal);
+  const waits = take();
+  await settled();
+  assert.equal(room.waiting, 2);
+  await assert.rejects(take(), is("overloaded"));
+  left.abort();
+  await gone;
+  await settled();
+  assert.equal(room.waiting, 1);
+  const next = take();
+  progress.reached(shardId(1), epoch(2), position(7));
+  await Promise.all([waits, next]);
+  assert.equal(room.waiting, 0);
+  // What is there already needs no room.
+  const elsewhere = [room.place(), room.place()];
+  for (const each of elsewhere) each.for("west");
+  await take();
+  await time.advance(0);
 });
 
 test("a take that waits for a position ends when its client leaves", async () => {
