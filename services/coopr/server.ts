@@ -144,8 +144,13 @@ export class CooprServer implements Service {
       throw here.length === 0
         ? new CooprRefusal(404, "there is no such path")
         : new CooprRefusal(405, `allowed here: ${here.map((each) => each.method).join(", ")}`);
-    const bytes = await readBody(request, bodyLimitBytes, this.#bodies, time, time.monotonic() + bodyMs);
-    return route.handle({ id: decoded(route.path.exec(path)?.[1] ?? ""), body: parsed(bytes), signal });
+    const share = this.#bodies.share();
+    try {
+      const bytes = await readBody(request, bodyLimitBytes, share, time, time.monotonic() + bodyMs);
+      return await route.handle({ id: decoded(route.path.exec(path)?.[1] ?? ""), body: parsed(bytes), signal });
+    } finally {
+      share.free();
+    }
   }
 
   #refusal(request: IncomingMessage, error: unknown): CooprAnswer {

@@ -9,7 +9,15 @@ const lingerMs = 2_000;
 /** The client went away before its body was complete: there is nobody to answer. */
 export class ClientGone extends Error {}
 
-/** Bytes of half-arrived bodies of all requests together. */
+/** What one request holds of a budget. */
+export interface BodyShare {
+  /** @returns whether there was room; it is held in any case */
+  take(bytes: number): boolean;
+  /** Gives all of it back. */
+  free(): void;
+}
+
+/** Bytes of the bodies of all requests together, from their arrival until they are answered. */
 export class BodyBudget {
   readonly #limit: number;
   #used = 0;
@@ -17,12 +25,20 @@ export class BodyBudget {
   constructor(limit: number) {
     this.#limit = limit;
   }
-  take(bytes: number): boolean {
-    this.#used += bytes;
-    return this.#used <= this.#limit;
-  }
-  give(bytes: number): void {
-    this.#used -= bytes;
+
+  share(): BodyShare {
+    let held = 0;
+    return {
+      take: (bytes) => {
+        held += bytes;
+        this.#used += bytes;
+        return this.#used <= this.#limit;
+      },
+      free: () => {
+        this.#used -= held;
+        held = 0;
+      },
+    };
   }
 }
 
@@ -50,13 +66,13 @@ export function checkMediaType(request: IncomingMessage, wanted: string, ...othe
 }
 
 /**
- * The whole body, at most `limit` bytes.
+ * The whole body, at most `limit` bytes; its share of the budget is the caller's to free.
  * @throws Problem payload_too_large, overloaded, deadline_exceeded; ClientGone.
  */
 export function readBody(
   request: IncomingMessage,
   limit: number,
-  budget: BodyBudget,
+  share: BodyShare,
   time: Time,
   deadline: number,
 ): Promise<Buffer> {
@@ -67,7 +83,6 @@ export function readBody(
   return new Promise<Buffer>((resolve, reject) => {
     let chunks: Buffer[] = [];
     let size = 0;
-    let held = 0;
     let failure: Problem | undefined;
     let timer = time.after(deadline - time.monotonic(), () =>
       done(new Problem("deadline_exceeded", "The body did not arrive in time.")),
@@ -75,8 +90,6 @@ export function readBody(
 
     const done = (error?: Error): void => {
       timer.cancel();
-      budget.give(held);
-      held = 0;
       request.off("data", onData).off("end", onEnd).off("close", onGone);
       if (error !== undefined) reject(error);
       else resolve(chunks.length === 1 && chunks[0] !== undefined ? chunks[0] : Buffer.concat(chunks, size));
@@ -84,6 +97,7 @@ export function readBody(
     const refuse = (problem: Problem): void => {
       failure = problem;
       chunks = [];
+      share.free();
       timer.cancel();
       timer = time.after(lingerMs, () => done(problem));
     };
@@ -94,10 +108,13 @@ export function readBody(
         return;
       }
       if (size > limit) return refuse(tooLarge());
-      held += chunk.length;
       chunks.push(chunk);
-      if (!budget.take(chunk.length))
-        refuse(new Problem("overloaded", "Too many bodies are arriving at once.", { retryAfterSeconds: 1 }));
+      if (!share.take(chunk.length))
+        refuse(
+          new Problem("overloaded", "The requests that are not answered yet have too large bodies together.", {
+            retryAfterSeconds: 1,
+          }),
+        );
     };
     const onEnd = (): void => done(failure);
     const onGone = (): void => done(new ClientGone());

@@ -5,7 +5,7 @@ import type { Logger } from "../../infra/logger.js";
 import type { Span } from "../../infra/tracing.js";
 import type { Caller, Condition, RequestContext } from "../api.js";
 import { isGone, sendAnswer, sendProblem } from "./answer.js";
-import { checkMediaType, ClientGone, hasBody, readBody, type BodyBudget } from "./body.js";
+import { checkMediaType, ClientGone, hasBody, readBody, type BodyBudget, type BodyShare } from "./body.js";
 import { check } from "./faults.js";
 import type { Entrance } from "./entrance.js";
 import { parseJson, refused } from "./json.js";
@@ -56,6 +56,7 @@ export async function exchange(
   const requestId = givenRequestId(request.headers) ?? shared.requestId();
   const counted = route.lane !== "probe";
   const span = counted ? beginSpan(shared, route, request, requestId) : undefined;
+  const share = shared.bodies.share();
   let abort: AbortController | undefined;
   let failure: unknown;
   if (counted) lanes.opened();
@@ -66,7 +67,7 @@ export async function exchange(
     lanes.admit(route.lane);
     const turn = route.lane === "work" ? shared.entrance.pass() : undefined;
     if (turn !== undefined) await turn;
-    const checked = await readCall(shared, route, request, params, requestId, started, span?.traceparent);
+    const checked = await readCall(shared, share, route, request, params, requestId, started, span?.traceparent);
     if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
     lanes.enter(route.lane);
     try {
@@ -88,6 +89,7 @@ export async function exchange(
       response.destroy();
     }
   } finally {
+    share.free();
     if (abort !== undefined) shared.abortable.delete(abort);
     if (counted) lanes.answered();
     report(shared, route, request, response, requestId, options.time.monotonic() - started, failure, span);
@@ -97,6 +99,7 @@ export async function exchange(
 /** Everything that the request says, checked; all faults are told at once. */
 async function readCall(
   shared: Shared,
+  share: BodyShare,
   route: Route,
   request: IncomingMessage,
   params: unknown,
@@ -115,7 +118,7 @@ async function readCall(
   const query =
     route.query === undefined ? undefined : check(route.query, readQuery(request.url ?? "", faults), "query", faults);
   const condition: Condition = readCondition(request.headers, rules, faults);
-  const body = await readJsonBody(shared, route, request, bodyDeadline, faults);
+  const body = await readJsonBody(shared, share, route, request, bodyDeadline, faults);
   const { defaultTimeoutMs } = options.config;
   const timeoutMs =
     asked ?? (faults.length > 0 ? undefined : route.timeoutMs?.(body, defaultTimeoutMs)) ?? defaultTimeoutMs;
@@ -152,6 +155,7 @@ async function stillAllowed(shared: Shared, route: Route, request: IncomingMessa
 
 async function readJsonBody(
   shared: Shared,
+  share: BodyShare,
   route: Route,
   request: IncomingMessage,
   deadline: number,
@@ -167,7 +171,7 @@ async function readJsonBody(
     const [wanted = jsonType, ...others] = route.bodyTypes ?? [];
     checkMediaType(request, wanted, ...others);
     const { config, time } = shared.options;
-    const bytes = await readBody(request, config.bodyLimitBytes, shared.bodies, time, deadline);
+    const bytes = await readBody(request, config.bodyLimitBytes, share, time, deadline);
     if (bytes.length > 0) {
       try {
         value = parseJson(bytes);

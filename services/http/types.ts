@@ -182,7 +182,7 @@ export interface Backend {
 export interface HttpLimits {
   /** Requests at work at once, by lane; more get 503 `overloaded`. */
   readonly lanes: Readonly<Record<Exclude<Lane, "probe">, number>>;
-  /** Bytes of bodies that have not fully arrived, all requests together. */
+  /** Bytes of the bodies of requests that are not answered yet, all together. */
   readonly bodyBytes: number;
   /** Bytes that a server-sent event client may be behind before it is cut off. */
   readonly eventBytes: number;

@@ -277,6 +277,27 @@ describe("HTTP against hostile requests", () => {
     t.datacenter.before = () => {};
   });
 
+  it("counts bodies until their requests are answered", async () => {
+    const small = await startHttp({ limits: { bodyBytes: 3_000 } });
+    try {
+      const release: (() => void)[] = [];
+      small.datacenter.before = () => new Promise<void>((resolve) => release.push(resolve));
+      const put = (id: string, bytes: number) =>
+        small.ask("PUT", `/v1/clusters/${id}`, { body: { name: "a".repeat(bytes), spec: {} } });
+      const held = [1, 2].map((i) => put(`c${i}`, 1_000));
+      await until(() => release.length === 2);
+      assertProblem(await put("c3", 1_100), 503, "overloaded");
+      const fits = put("c4", 500);
+      await until(() => release.length === 3);
+      small.datacenter.before = () => {};
+      for (const go of release) go();
+      for (const one of [...held, fits]) assert.equal((await one).status, 201);
+      assert.equal((await put("c3", 2_500)).status, 201);
+    } finally {
+      await small.stop();
+    }
+  });
+
   it("refuses beyond the bound of a lane, and keeps probes and views answering", async () => {
     const small = await startHttp({ limits: { lanes: { work: 2, poll: 1, stream: 1, admin: 1 } } });
     try {
