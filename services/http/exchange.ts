@@ -19,7 +19,7 @@ import {
   traceparentOf,
   type HeaderRules,
 } from "./request-headers.js";
-import { scopeOf, type Answer, type Call, type HttpOptions, type Route } from "./types.js";
+import { isStream, scopeOf, type Answer, type Call, type HttpOptions, type Route } from "./types.js";
 
 /** What all exchanges of a server share. */
 export interface Shared {
@@ -61,19 +61,19 @@ export async function exchange(
   let failure: unknown;
   if (counted) lanes.opened();
   // Their heads are written elsewhere.
-  if (route.lane === "stream" || route.lane === "probe") response.setHeader("Hothot-Served-By", shared.servedBy);
+  if (isStream(route.lane) || route.lane === "probe") response.setHeader("Hothot-Served-By", shared.servedBy);
   try {
     if (counted && shared.draining()) throw new Problem("draining", undefined, { retryAfterSeconds: 1 });
     lanes.admit(route.lane);
     const turn = route.lane === "work" ? shared.entrance.pass() : undefined;
     if (turn !== undefined) await turn;
     const checked = await readCall(shared, share, route, request, params, requestId, started, span?.traceparent);
-    if (route.lane === "poll" || route.lane === "stream") abort = abortOn(shared, response);
+    if (route.lane === "poll" || isStream(route.lane)) abort = abortOn(shared, response);
     lanes.enter(route.lane);
     try {
       const allowed = (): Promise<boolean> => stillAllowed(shared, route, request);
       const call: Call = { ...checked, request, response, allowed, signal: abort?.signal ?? never };
-      const answer = await (route.lane === "stream" ? route.handle(call) : beforeLate(shared, route, call));
+      const answer = await (isStream(route.lane) ? route.handle(call) : beforeLate(shared, route, call));
       answer?.confirm?.();
       if (answer !== undefined && !isGone(request, response))
         sendAnswer(response, answer, requestId, shared.draining());

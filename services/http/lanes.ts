@@ -4,7 +4,7 @@ import type { HttpLimits, Lane } from "./types.js";
 /** Counts requests at work, and refuses those above their lane's bound. */
 export class Lanes {
   readonly #limits: HttpLimits["lanes"];
-  readonly #busy: Record<Lane, number> = { work: 0, poll: 0, stream: 0, admin: 0, probe: 0 };
+  readonly #busy: Record<Lane, number> = { work: 0, poll: 0, stream: 0, events: 0, admin: 0, probe: 0 };
   readonly #waiting: (() => void)[] = [];
   #open = 0;
 

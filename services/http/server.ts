@@ -14,7 +14,7 @@ import { refused } from "./json.js";
 import { Lanes } from "./lanes.js";
 import { openApiDocument } from "./openapi.js";
 import { allRoutes } from "./routes/index.js";
-import type { Backend, HttpLimits, HttpOptions, Route } from "./types.js";
+import { isStream, type Backend, type HttpLimits, type HttpOptions, type Route } from "./types.js";
 
 export interface HttpServer {
   readonly name: "http";
@@ -34,10 +34,11 @@ export interface HttpServer {
 }
 
 const defaults: HttpLimits = {
-  lanes: { work: workBound, poll: 2000, stream: 200, admin: 200 },
+  lanes: { work: workBound, poll: 2000, stream: 200, events: 200, admin: 200 },
   bodyBytes: 128_000_000,
   eventBytes: 1_000_000,
   eventHeartbeatMs: 15_000,
+  stallMs: 60_000,
   eventCheckMs: 1_000,
   graceMs: 1_000,
   connections: 20_000,
@@ -158,7 +159,7 @@ function listener(
   const page = createDashboard();
   for (const row of routes) {
     const handler = (request: IncomingMessage & { params?: unknown }, response: ServerResponse): void => {
-      const refusesHead = request.method === "HEAD" && row.lane === "stream";
+      const refusesHead = request.method === "HEAD" && isStream(row.lane);
       void exchange(shared, refusesHead ? unrouted(routes, request, response) : row, request, response, request.params);
     };
     const at = row.path.replaceAll(/\{(\w+)\}/g, ":$1");
@@ -237,7 +238,7 @@ function throwing(problem: () => unknown): Route {
 
 /** A stream has no head without its body. */
 function methodsOf({ method, lane }: Route): string[] {
-  return method === "GET" && lane !== "stream" ? ["GET", "HEAD"] : [method];
+  return method === "GET" && !isStream(lane) ? ["GET", "HEAD"] : [method];
 }
 
 function pattern(path: string): RegExp {

@@ -23,9 +23,12 @@ import type {
 
 /**
  * Which bound a request counts against, so that one kind can't starve another.
- * `probe` has none; `stream` and `poll` hold their connection for long.
+ * `probe` has none; `stream`, `events` and `poll` hold their connection for long.
  */
-export type Lane = "work" | "poll" | "stream" | "admin" | "probe";
+export type Lane = "work" | "poll" | "stream" | "events" | "admin" | "probe";
+
+/** They write their answer by themselves, piece by piece. */
+export const isStream = (lane: Lane): boolean => lane === "stream" || lane === "events";
 
 export type Method = "GET" | "PUT" | "POST" | "PATCH" | "DELETE";
 
@@ -46,7 +49,7 @@ export interface Call<Path = unknown, Query = unknown, Body = unknown> {
   readonly body: Body;
   /** Whether who asked might still ask: for what stays open for long. */
   readonly allowed: () => Promise<boolean>;
-  /** Aborts when the client hangs up, and when the process drains. In lanes `poll` and `stream` only; elsewhere it never does. */
+  /** Aborts when the client hangs up, and when the process drains. In lanes `poll`, `stream` and `events` only; elsewhere it never does. */
   readonly signal: AbortSignal;
 }
 
@@ -187,6 +190,8 @@ export interface HttpLimits {
   /** Bytes that a server-sent event client may be behind before it is cut off. */
   readonly eventBytes: number;
   readonly eventHeartbeatMs: number;
+  /** A stream of which nothing could be sent for so long is cut off: its client has stopped reading. */
+  readonly stallMs: number;
   /** How often an event client's token is looked at again. */
   readonly eventCheckMs: number;
   /** After its deadline a request that nothing answered is answered here. */

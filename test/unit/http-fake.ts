@@ -277,7 +277,8 @@ export class FakeDatacenter implements Datacenter {
     return { id, dc: "east", ...place, clusterId: "c1", type: "cluster.put", version: 3, ...rest };
   }
   async *verify(signal: AbortSignal): AsyncIterable<VerifyLine> {
-    for (let shard = 0; shard < this.verifyLines && !signal.aborted; shard++) {
+    const lines = this.verifyLines;
+    for (let shard = 0; shard < lines && !signal.aborted; shard++) {
       if (this.verifyFails && shard === 3) throw new Error("secret detail");
       yield { shard, dc: "east", epoch: 1, position: 5, equal: true, clusters: [] };
     }

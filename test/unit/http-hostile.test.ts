@@ -299,7 +299,7 @@ describe("HTTP against hostile requests", () => {
   });
 
   it("refuses beyond the bound of a lane, and keeps probes and views answering", async () => {
-    const small = await startHttp({ limits: { lanes: { work: 2, poll: 1, stream: 1, admin: 1 } } });
+    const small = await startHttp({ limits: { lanes: { work: 2, poll: 1, stream: 1, events: 1, admin: 1 } } });
     try {
       const release: (() => void)[] = [];
       small.datacenter.before = () => new Promise<void>((resolve) => release.push(resolve));

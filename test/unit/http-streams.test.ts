@@ -85,10 +85,31 @@ describe("GET /v1/events", () => {
       socket.destroy();
     }));
 
-  it("is bounded in number", () =>
-    withHttp({ limits: { lanes: { work: 1, poll: 1, stream: 1, admin: 1 } } }, async (t) => {
+  it("cuts off one that stopped reading after a while, however little it is behind", () =>
+    withHttp(
+      { limits: { eventBytes: 1_000_000_000, eventCheckMs: 10, eventHeartbeatMs: 20, stallMs: 50 } },
+      async (t) => {
+        const socket = net.connect(t.port, "127.0.0.1");
+        socket.on("error", () => {});
+        socket.write("GET /v1/events HTTP/1.1\r\nhost: x\r\n\r\n");
+        socket.pause();
+        await until(() => t.datacenter.listeners.size === 1);
+        // More than the system keeps for it.
+        const data = { text: "z".repeat(1_000_000) };
+        for (let n = 0; n < 16; n++) t.datacenter.emit({ type: "job", data });
+        await until(() => t.datacenter.listeners.size === 0, 10_000);
+        socket.destroy();
+        const { response, text } = await openStream(t, "/v1/events");
+        await until(() => text().split(": still here\n\n").length > 5);
+        response.destroy();
+      },
+    ));
+
+  it("is bounded in number, and takes no room from other streams", () =>
+    withHttp({ limits: { lanes: { work: 1, poll: 1, stream: 1, events: 1, admin: 1 } } }, async (t) => {
       const { response } = await openStream(t, "/v1/events");
       assertProblem(await t.ask("GET", "/v1/events"), 503, "overloaded");
+      assert.equal((await t.ask("GET", "/v1/verify")).status, 200);
       response.destroy();
     }));
 });
@@ -109,6 +130,28 @@ describe("GET /v1/verify", () => {
         clusters: [],
       });
     }));
+
+  it("is cut when its client stops reading, and leaves its place to others", () => {
+    const limits = { stallMs: 50, lanes: { work: 1, poll: 1, stream: 1, events: 1, admin: 1 } };
+    return withHttp({ limits }, async (t) => {
+      // More than the system keeps for a client.
+      t.datacenter.verifyLines = 300_000;
+      const socket = net.connect(t.port, "127.0.0.1");
+      socket.on("error", () => {});
+      socket.write("GET /v1/verify HTTP/1.1\r\nhost: x\r\n\r\n");
+      socket.pause();
+      await once(socket, "readable");
+      // It has its place, and stands still.
+      t.datacenter.verifyLines = 1;
+      const end = performance.now() + 10_000;
+      while ((await t.ask("GET", "/v1/verify")).status === 503)
+        assert.ok(performance.now() < end, "it keeps its place");
+      let received = "";
+      socket.on("data", (chunk: Buffer) => (received = received.slice(-100) + chunk.toString("latin1"))).resume();
+      await once(socket, "close");
+      assert.ok(!received.endsWith("0\r\n\r\n"), "a part was ended like the whole");
+    });
+  });
 
   it("is cut when it fails on the way, and tells nothing of ours", () =>
     withHttp({}, async (t) => {

@@ -5,11 +5,11 @@ import { parseJson } from "../json.js";
 import { streamLines } from "../ndjson.js";
 import { bulkCluster } from "../schemas.js";
 import { ndjson } from "../shapes.js";
-import { route, type Backend, type BulkLine, type BulkRow, type Route } from "../types.js";
+import { route, type Backend, type BulkLine, type BulkRow, type HttpLimits, type Route } from "../types.js";
 import { missing } from "./missing.js";
 
 /** NDJSON in, NDJSON out, a line for a line, in order; nothing is held but the line under way. */
-export function bulkRoute({ extensions }: Backend, lineLimit: number): Route {
+export function bulkRoute({ extensions, time }: Backend, limits: HttpLimits, lineLimit: number): Route {
   return route({
     method: "POST",
     path: "/v1/clusters/bulk",
@@ -26,7 +26,7 @@ export function bulkRoute({ extensions }: Backend, lineLimit: number): Route {
       const answers = extensions.bulk(context, rowsOf(request.iterator({ destroyOnReturn: false }), lineLimit), signal);
       const replayed = (first: unknown) =>
         (first as BulkLine | undefined)?.replayed === true ? { "Idempotency-Replayed": "true" } : {};
-      await streamLines(response, context.requestId, answers, signal, replayed);
+      await streamLines(response, context.requestId, answers, signal, { time, ...limits }, replayed);
       return undefined;
     },
   });
