@@ -35,6 +35,9 @@ export function isAway(error: unknown): boolean {
   return error instanceof IncarnationChanged || isTimeout(error) || broken.test(error.message);
 }
 
+/** The server ended the statement, which took too long. */
+export const isTooLong = (error: unknown): boolean => error instanceof Error && codeOf(error) === "57014";
+
 /** The server refused a value: nothing of its transaction took effect, and it would refuse it again. */
 export const isDataFault = (error: unknown): boolean =>
   isRefusal(error) && ofData.test(codeOf(error)) && codeOf(error) !== onPurpose;

@@ -1,6 +1,6 @@
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from "node:http";
 import { Problem, problems } from "../../infra/errors.js";
-import { awayProblem, isAway } from "../../infra/postgres/faults.js";
+import { awayProblem, isAway, isTooLong } from "../../infra/postgres/faults.js";
 import type { Answer } from "./types.js";
 
 const jsonType = "application/json; charset=utf-8";
@@ -28,7 +28,7 @@ export function sendAnswer(response: ServerResponse, answer: Answer, requestId: 
 
 /**
  * RFC 9457. What isn't a Problem is answered as `internal`, without a word of it; but of the database's absence it is said that it
- * will pass, and of what may have been written before, that nobody knows.
+ * will pass, of a read that it gave up, that it took too long, and of what may have been written before, that nobody knows.
  */
 export function sendProblem(response: ServerResponse, error: unknown, requestId: string, close: boolean): void {
   const problem = problemOf(error, response.req.method);
@@ -58,7 +58,10 @@ function problemOf(error: unknown, method: string | undefined): Problem {
   if (error instanceof Problem) return error;
   if (!isAway(error)) return new Problem("internal");
   const away = awayProblem(error);
-  return method === "GET" || method === "HEAD" ? away : new Problem("outcome_unknown", away.message, { cause: error });
+  const reads = method === "GET" || method === "HEAD";
+  if (reads && isTooLong(error))
+    return new Problem("deadline_exceeded", "The database took too long to read it.", { cause: error });
+  return reads ? away : new Problem("outcome_unknown", away.message, { cause: error });
 }
 
 export function problemBody(problem: Problem, requestId: string): Record<string, unknown> {

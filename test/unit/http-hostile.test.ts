@@ -112,6 +112,9 @@ describe("HTTP against hostile requests", () => {
         assert.ok(Number(got.headers["retry-after"]) >= 1);
         assert.doesNotMatch(got.text, /secret/);
       }
+      // The database is there: it was this list that took too long.
+      datacenter.listClusters = fails("57014");
+      assertProblem(await t.ask("GET", "/v1/clusters?label=a:b"), 504, "deadline_exceeded");
       datacenter.getCluster = fails("42703");
       assertProblem(await t.ask("GET", "/v1/clusters/c1"), 500, "internal");
       // Who knows how far a write came.
