@@ -166,6 +166,30 @@ test("what carries a request out anew is that request: its key goes with the fir
   assert.equal(prints[2], first);
 });
 
+test("an owner read during which the shard moves, away or away and back, is no answer (rule f)", async () => {
+  let held = 4;
+  let row: unknown;
+  const read = async (): Promise<unknown> => {
+    held = 5;
+    return row;
+  };
+  const executor = executorWith({
+    queries: { cluster: read, job: read },
+    gate: { held: () => epoch(held), mayAcknowledge: () => true },
+  });
+  for (const found of [undefined, { deleted: false, labels: {}, version: 1 }])
+    for (const command of [
+      { type: "cluster.get", id: "a" },
+      { type: "job.get", jobId: "j3-aaaaaaaaaaaaaaaa" },
+    ] as const) {
+      row = found;
+      held = 4;
+      await assert.rejects(executor.execute(request(command)), { code: "not_owner" });
+    }
+  // In an epoch that stays the same it is one.
+  assert.equal((await executor.execute(request({ type: "cluster.get", id: "a" }))).status, 200);
+});
+
 test("a finish or heartbeat of a task that can't exist has a stale token, whatever its id", () => {
   for (const taskId of ["no-such-task", "j99999-abcdefgh.1.1", "j3-abcdefgh"])
     for (const type of ["task.finish", "task.heartbeat"] as const)
