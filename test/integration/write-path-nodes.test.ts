@@ -303,6 +303,24 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
     await allServe(stack);
   });
 
+  it("take each other's share of the forwards while one of them stands still", async () => {
+    const { acts, other: still } = await replicatorOf("central");
+    process.kill(still.pid, "SIGSTOP");
+    try {
+      const ids = idsOf(map, "central", "stands-still", 80);
+      const keyed = ids.slice(0, 40).map((id) => put("east/n1", id, { "idempotency-key": id }));
+      for (const answer of await Promise.all(keyed)) body(answer, 201);
+      // Once it is not heard any more, nothing is given to it, though NATS would.
+      for (const answer of await Promise.all(ids.slice(40).map((id) => put("east/n1", id)))) {
+        body(answer, 201);
+        assert.equal(answer.headers.get("hothot-served-by"), acts.node);
+      }
+    } finally {
+      process.kill(still.pid, "SIGCONT");
+    }
+    await allServe(stack);
+  });
+
   it("go on without one that is killed, in the same epochs, with its shards where they are", async () => {
     const before = await shardMap(stack, "east");
     for (const victim of ["n1", "n2"]) {
