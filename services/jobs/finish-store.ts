@@ -22,7 +22,7 @@ const outputLimit = 64_000;
 /** A key begins with its task's id, and that with its shard. */
 const shardOfKey = "coalesce(substring(key FROM '^j([0-9]{1,6})-')::int, 0)";
 
-/** Says that the shard has no owner that could be reached now: the finish changed nothing, or nobody knows. */
+/** Says that the shard has no owner that could be reached now, or too many wait for it: the finish changed nothing, or nobody knows. */
 const ownerless = new Set<ProblemCode>([
   "no_lease",
   "no_majority",
@@ -30,6 +30,7 @@ const ownerless = new Set<ProblemCode>([
   "owner_unreachable",
   "shard_moving",
   "outcome_unknown",
+  "overloaded",
 ]);
 
 /** Whether a finish that failed like this is worth keeping. */

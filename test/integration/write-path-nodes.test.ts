@@ -307,7 +307,7 @@ describe("several processes of a datacenter", { timeout: 240_000 }, () => {
     const { acts, other: still } = await replicatorOf("central");
     process.kill(still.pid, "SIGSTOP");
     try {
-      const ids = idsOf(map, "central", "stands-still", 80);
+      const ids = idsOf(await shardMap(stack, "east"), "central", "stands-still", 80);
       const keyed = ids.slice(0, 40).map((id) => put("east/n1", id, { "idempotency-key": id }));
       for (const answer of await Promise.all(keyed)) body(answer, 201);
       // Once it is not heard any more, nothing is given to it, though NATS would.

@@ -72,7 +72,13 @@ function standing(writesPerSecond: number | null = null) {
   const book = { limits: () => ({ id: "", maxClusters: null, writesPerSecond }) };
   const quotas = { reserve: async () => nothing };
   const writes = new WriteRates(book, time);
-  const face = new Face(parts as never, {} as never, quotas as never, writes, {} as never, {} as never);
+  const finishes = {
+    keep: async () => {
+      asked.push({ what: "keep", at: time.monotonic() });
+      return "key";
+    },
+  };
+  const face = new Face(parts as never, {} as never, quotas as never, writes, {} as never, finishes as never);
   const context = (ms: number, minimum?: number): RequestContext => ({
     requestId: "r",
     caller: { tenant: "", principal: "p" },
@@ -228,6 +234,20 @@ test("rows that come again with their key wait for no turn, and count once", asy
   assert.equal(asked.length, 3);
   writes.take("");
   assert.throws(() => writes.take(""), is("quota_exceeded"));
+});
+
+test("a finish is kept where its owner can't be reached, or where too many wait for that owner; not where it was refused", async () => {
+  const { face, asked, context, fail } = standing();
+  const finish = { taskId: "j1-abcdefgh.1.1", token: "t", workerId: "w", status: "ok" } as const;
+  for (const code of ["owner_unreachable", "overloaded", "stale_token"] as const) {
+    fail(new Problem(code));
+    const kept = code === "stale_token" ? code : "outcome_unknown";
+    await assert.rejects(face.execute(context(1_000), { type: "task.finish", ...finish }), is(kept));
+  }
+  assert.deepEqual(
+    asked.map(({ what }) => what),
+    ["keep", "keep"],
+  );
 });
 
 test("each row of a bulk request counts as a write of its tenant; what had no effect does not", async () => {
