@@ -237,6 +237,7 @@ export class Router<C, R extends Confirmed> implements Service {
           why: error.message,
           owner: error.owner ?? head?.owner ?? null,
         };
+        if (where.kind === "here") place.for(this.#o.site, this.#o.site);
         pause = {
           ms: pause.epoch === head?.epoch ? Math.min(2 * pause.ms, longestPauseMs) : pauseMs,
           epoch: head?.epoch,

@@ -358,6 +358,18 @@ describe("a router", () => {
     }
   });
 
+  it("bounds those that wait for the own database, too", async () => {
+    const r = setUp(({ to }) => ok(to));
+    r.become({ owner: "east", state: "owned", epoch: epoch(5) });
+    r.executes(() => Promise.reject(new Problem("no_lease")));
+    const waiting = Array.from({ length: 1_000 }, () => r.ask());
+    await settled();
+    assert.equal(await r.ask(), "overloaded");
+    r.executes(() => Promise.resolve({ by: "east" }));
+    await r.time.advance(100);
+    assert.deepEqual(new Set(await Promise.all(waiting)), new Set(["east, local"]));
+  });
+
   it("leaves room for others however many datacenters are waited for", async () => {
     const r = setUp(never);
     const fill = async (owner: string): Promise<number> => {
