@@ -128,15 +128,15 @@ export class TestStack {
     return readFileSync(path.join(this.dir, dc, `${part}.log`), "utf8");
   }
 
-  /** For the message of a test that fails: the last warnings and errors of every datacenter's node n1, and its changes of owner. */
-  lastWords(lines = 25): string {
-    const wanted = /"level":"(warn|error)"|"component":"(takeover|site-word|coordinator)"|lease/;
+  /** For the message of a test that fails: what every datacenter's node n1 has said last, but for refused requests and each shard's opening. */
+  lastWords(lines = 40): string {
+    const much = /"component":"(http|replica-store|ownership)"/;
     return this.dcs
       .map((dc) => {
         const said = this.logs(dc)
           .split("\n")
-          .filter((line) => wanted.test(line));
-        return [`--- ${dc}`, ...said.slice(-lines)].join("\n");
+          .filter((line) => line !== "" && !much.test(line));
+        return [`--- ${dc}`, ...said.slice(-lines).map((line) => line.slice(0, 400))].join("\n");
       })
       .join("\n");
   }
