@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { crc32 } from "node:zlib";
 import fc from "fast-check";
 import {
   decodeBatch,
@@ -147,6 +148,105 @@ test("loads, with their payload and with its reference, are read for ever (golde
   assert.deepEqual(decodeRecord(encodeRecord(digest)), digest);
 });
 
+const at = "2026-01-01T00:00:00.001Z";
+const job = {
+  id: "j3-abcdefgh",
+  shard: shardId(3),
+  tenant: "a",
+  clusterId: "web-1",
+  type: "create",
+  input: { n: 1 },
+  status: "running" as const,
+  attempt: 2,
+  epoch: epoch(4),
+  stages: ["install", "start"],
+  checkpoint: { stages: 1, results: { ip: "10.0.0.1" } },
+  startedIn: "east",
+  runsIn: "west",
+  notBefore: null,
+  createdAt: at,
+  finishedAt: null,
+  error: null,
+};
+const worker = {
+  ...{ id: "w-1", shard: shardId(3), tenant: "a", capacity: 4 },
+  labels: { zone: "z" },
+  registeredAt: at,
+};
+const key = {
+  ...{ tenant: "a", key: "k", shard: shardId(3), fingerprint: "f", status: 201, body: { a: 1 }, version: 1 },
+  createdAt: at,
+};
+const gone = {
+  ...{ tenant: "", id: "web-1", shard: shardId(60), status: "active" as const, name: "web", spec: {}, state: {} },
+  ...{ labels: {}, expiresAt: null, version: 4, createdAt: at, updatedAt: at, deleted: true },
+};
+const document = {
+  kind: "token",
+  id: "t-1",
+  shard: shardId(3),
+  body: { scopes: ["read"] },
+  updatedAt: at,
+  deleted: false,
+};
+/** What version 1 wrote of each type that is not above. */
+const goldens: Readonly<Record<string, readonly [facts: Omit<LogRecord, "type" | "at">, golden: string]>> = {
+  "cluster.delete": [
+    { cluster: gone, key },
+    "lwHLQnmcgswAAACdoKV3ZWItMTymYWN0aXZlo3dlYt4AAN4AAN4AAMAEy0J5t22qgBAAy0J5t22qgBAAw8DAmKFhoWsDoWbMyd4AAaFhAQHLQnm3baqAEADA",
+  ],
+  "job.start": [
+    { job: { ...job, stage: null }, trace: { requestId: "r", traceparent: null } },
+    "mQLLQnmcgswAAADA3AARq2ozLWFiY2RlZmdoA6FhpXdlYi0xpmNyZWF0Zd4AAaFuAadydW5uaW5nAgSSp2luc3RhbGylc3RhcnTeAAKmc3RhZ2VzAadyZXN1bHRz3gABomlwqDEwLjAuMC4xpGVhc3Skd2VzdMDLQnm3baqAEADAwMDAwMChcg==",
+  ],
+  "job.restart": [
+    { job: { ...job, stage: null } },
+    "lwPLQnmcgswAAADA3AARq2ozLWFiY2RlZmdoA6FhpXdlYi0xpmNyZWF0Zd4AAaFuAadydW5uaW5nAgSSp2luc3RhbGylc3RhcnTeAAKmc3RhZ2VzAadyZXN1bHRz3gABomlwqDEwLjAuMC4xpGVhc3Skd2VzdMDLQnm3baqAEADAwMDAwA==",
+  ],
+  "job.checkpoint": [
+    { job: { ...job, stage: null } },
+    "lwTLQnmcgswAAADA3AARq2ozLWFiY2RlZmdoA6FhpXdlYi0xpmNyZWF0Zd4AAaFuAadydW5uaW5nAgSSp2luc3RhbGylc3RhcnTeAAKmc3RhZ2VzAadyZXN1bHRz3gABomlwqDEwLjAuMC4xpGVhc3Skd2VzdMDLQnm3baqAEADAwMDAwA==",
+  ],
+  "job.change": [
+    { job: { ...job, stage: null } },
+    "lwXLQnmcgswAAADA3AARq2ozLWFiY2RlZmdoA6FhpXdlYi0xpmNyZWF0Zd4AAaFuAadydW5uaW5nAgSSp2luc3RhbGylc3RhcnTeAAKmc3RhZ2VzAadyZXN1bHRz3gABomlwqDEwLjAuMC4xpGVhc3Skd2VzdMDLQnm3baqAEADAwMDAwA==",
+  ],
+  "job.end": [
+    { job: { ...job, stage: null, status: "complete", finishedAt: at } },
+    "lwbLQnmcgswAAADA3AARq2ozLWFiY2RlZmdoA6FhpXdlYi0xpmNyZWF0Zd4AAaFuAahjb21wbGV0ZQIEkqdpbnN0YWxspXN0YXJ03gACpnN0YWdlcwGncmVzdWx0c94AAaJpcKgxMC4wLjAuMaRlYXN0pHdlc3TAy0J5t22qgBAAy0J5t22qgBAAwMDAwA==",
+  ],
+  "worker.put": [
+    { worker: { ...worker, deleted: false } },
+    "lwfLQnmcgswAAADAwJejdy0xA6FhBN4AAaR6b25loXrLQnm3baqAEADCwMA=",
+  ],
+  "worker.delete": [
+    { worker: { ...worker, deleted: true } },
+    "lwjLQnmcgswAAADAwJejdy0xA6FhBN4AAaR6b25loXrLQnm3baqAEADDwMA=",
+  ],
+  digest: [{ digest: 2 ** 53 - 1 }, "lwnLQnmcgswAAADAwMDAy0M/////////"],
+  audit: [{ audit: { who: "admin" } }, "lwrLQnmcgswAAADAwMDA3gABo3dob6VhZG1pbg=="],
+  "document.put": [{ document }, "mAvLQnmcgswAAADAwMDAwJaldG9rZW6jdC0xA94AAaZzY29wZXORpHJlYWTLQnm3baqAEADC"],
+  key: [{ key }, "lwzLQnmcgswAAADAwMCYoWGhawOhZszJ3gABoWEBActCebdtqoAQAMA="],
+};
+const openGoldens = {
+  open: "SEgBAQAAAAEAAAA8AAAAAgAAAAAAAAAAAAAABwAAAAAAAAGZyCzAewARIjNEVWb/BGVhc3TeAAmkZnJvbaR3ZXN0pGtpbmSodGFrZW92ZXKmcmVhc29ur3dlc3Qgd2FzIHNpbGVudKJieaRlYXN0qnNhbWVUZW51cmXCp2Nsb3NpbmfLQzAAAAAAAACocGhhc2VzTXPeAAGldm90ZXMEp2RyYWluZWQAqWVwb2NoRW5kc5HeAAOlZXBvY2gBpW93bmVypHdlc3SkbGFzdAZ8H6nk",
+  statement:
+    "SEgBAgAAAAEAAAA8AAAAAgAAAAAAAAAAAAAABwAAAAAAAAGZyCzAewARIjNEVWb/BGVhc3TeAAmkZnJvbaR3ZXN0pGtpbmSodGFrZW92ZXKmcmVhc29ur3dlc3Qgd2FzIHNpbGVudKJieaRlYXN0qnNhbWVUZW51cmXCp2Nsb3NpbmfLQzAAAAAAAACocGhhc2VzTXPeAAGldm90ZXMEp2RyYWluZWQAqWVwb2NoRW5kc5HeAAOlZXBvY2gBpW93bmVypHdlc3SkbGFzdAaC4L4x",
+};
+
+test("every type of record, and what opens and states an epoch, is read for ever (golden)", () => {
+  for (const [type, [facts, golden]] of Object.entries(goldens)) {
+    const whole = { type, at: 1_760_000_000_000, ...facts } as LogRecord;
+    assert.equal(Buffer.from(encodeRecord(whole)).toString("base64"), golden, type);
+    assert.deepEqual(decodeRecord(Buffer.from(golden, "base64")), whole, type);
+  }
+  for (const kind of ["open", "statement"] as const) {
+    const batch = { header: { ...header, kind, count: 0 }, records: [], open: body };
+    assert.equal(Buffer.from(encodeBatch(batch)).toString("base64"), openGoldens[kind]);
+    assert.deepEqual(decodeBatch(Buffer.from(openGoldens[kind], "base64")), batch);
+  }
+});
+
 test("a newer format, kind or record type is refused, never skipped", () => {
   const bytes = Buffer.from(encodeBatch({ header, records: [encodeRecord(record)], open: null }));
   const newer = Buffer.from(bytes);
@@ -154,6 +254,14 @@ test("a newer format, kind or record type is refused, never skipped", () => {
   assert.throws(
     () => decodeHeader(newer),
     (error: unknown) => error instanceof UnreadableRecord && /newer/.test(error.message),
+  );
+  // As a newer program would have written it: everything else is right.
+  const kind = Buffer.from(bytes);
+  kind[3] = 9;
+  kind.writeUInt32BE(crc32(kind.subarray(0, -4)), kind.length - 4);
+  assert.throws(
+    () => decodeBatch(kind),
+    (error: unknown) => error instanceof UnreadableRecord && /kind 9 is newer/.test(error.message),
   );
   const type = Buffer.from(encodeRecord(record));
   type[1] = 99;
