@@ -2,7 +2,8 @@ import { within, type Time, type Timer } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import { partition as toPartition, type Partition } from "../shards/ids.js";
-import { PartitionFeed, PushBudget, readLimits } from "./partition-feed.js";
+import { ByteBudget } from "./byte-budget.js";
+import { PartitionFeed, readLimits } from "./partition-feed.js";
 import type { BatchHeader } from "./record.js";
 import {
   NeedsRecords,
@@ -19,6 +20,8 @@ const lazyMs = 200;
 const safetyMs = 500;
 /** Pause after a transaction while there is more: what comes meanwhile shares the next one. */
 const gatherMs = 3;
+/** Of what was pushed and waits for its turn, over all partitions. */
+const pushedBytes = 8_000_000;
 /** A round goes on without the partitions whose read takes longer. */
 const slowReadMs = 20;
 
@@ -57,7 +60,7 @@ export class Applier {
     this.#time = options.time;
     this.#log = options.log.with({ component: "applier" });
     this.#onApplied = options.onApplied;
-    const budget = new PushBudget();
+    const budget = new ByteBudget(pushedBytes);
     this.#feeds = Array.from(
       { length: options.partitions },
       (_, p) =>

@@ -2,6 +2,7 @@ import type { Time } from "../infra/clock.js";
 import { asError } from "../infra/errors.js";
 import type { Logger } from "../infra/logger.js";
 import type { Partition, ShardId } from "../shards/ids.js";
+import type { ByteBudget } from "./byte-budget.js";
 import { decodeBatch, type BatchHeader } from "./record.js";
 import type { Incoming } from "./replica-store.js";
 import type { LogTransport, StoredMessage } from "./shard-log.js";
@@ -16,21 +17,6 @@ const ownKept = 50_000;
 /** Messages behind the cursor that are kept for later. */
 const pushedAhead = 2_000;
 
-/** Bytes that all partitions together keep of what was pushed. */
-export class PushBudget {
-  #left = 8_000_000;
-
-  take(bytes: number): boolean {
-    if (bytes > this.#left) return false;
-    this.#left -= bytes;
-    return true;
-  }
-
-  give(bytes: number): void {
-    this.#left += bytes;
-  }
-}
-
 /**
  * What a datacenter gets of one partition, in order: own appends need no read, what publishers push none either, the rest is
  * read from the nearest replica of the log.
@@ -40,7 +26,7 @@ export class PartitionFeed {
   readonly #transport: LogTransport;
   readonly #time: Time;
   readonly #log: Logger;
-  readonly #budget: PushBudget;
+  readonly #budget: ByteBudget;
   readonly #aborted: () => boolean;
   /** Own appends by sequence: their records are in the database already. */
   readonly #own = new Map<number, BatchHeader>();
@@ -73,7 +59,7 @@ export class PartitionFeed {
     transport: LogTransport;
     time: Time;
     log: Logger;
-    budget: PushBudget;
+    budget: ByteBudget;
     aborted: () => boolean;
   }) {
     this.partition = options.partition;

@@ -15,7 +15,8 @@ import type { Head, ShardMap } from "../shards/map.js";
 import { batchId } from "./ownership.js";
 import { encodeBatch, lastOf, type BatchHeader } from "./record.js";
 import type { ShardLog } from "./shard-log.js";
-import { fitting, outboxRows, Unpublished } from "./unpublished.js";
+import { ByteBudget } from "./byte-budget.js";
+import { fitting, outboxRows, Unpublished, unpublishedBytes } from "./unpublished.js";
 import type { Committed } from "./writer.js";
 import type { Outbox, OutboxRow } from "./outbox.js";
 
@@ -92,6 +93,7 @@ export class Publisher {
   readonly #limits: PublisherLimits | undefined;
   readonly #outgoing: Outgoing;
   readonly #shards = new Map<ShardId, ShardState>();
+  readonly #unpublishedBudget = new ByteBudget(unpublishedBytes);
   readonly #queue: PQueue;
   readonly #stop = new AbortController();
   #active = false;
@@ -387,7 +389,7 @@ export class Publisher {
       state = {
         epoch: (this.#map.get(shard)?.epoch ?? 0) as Epoch,
         mark: null,
-        unpublished: new Unpublished(),
+        unpublished: new Unpublished(this.#unpublishedBudget),
         lower: 0,
         running: false,
         again: false,

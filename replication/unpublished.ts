@@ -1,11 +1,15 @@
 import type { Time } from "../infra/clock.js";
 import type { Position } from "../shards/ids.js";
+import type { ByteBudget } from "./byte-budget.js";
 import type { OutboxRow } from "./outbox.js";
 import type { Committed } from "./writer.js";
 
 const batchRecords = 1000;
 const batchBytes = 400_000;
+/** Of one shard. */
 const memoryBytes = 4_000_000;
+/** Of all shards of a process. */
+export const unpublishedBytes = 32_000_000;
 /** Larger ones are read from the outbox: they may be many. */
 const recordBytes = 32_000;
 
@@ -20,15 +24,18 @@ export class Unpublished {
   #records: Committed[] = [];
   #bytes = 0;
 
+  constructor(private readonly budget: ByteBudget) {}
+
   /** Remembers a commit as far as there is room. */
   add(record: Committed): void {
     const { length } = record.record;
-    if (length > recordBytes || this.#bytes + length > memoryBytes) return;
+    if (length > recordBytes || this.#bytes + length > memoryBytes || !this.budget.take(length)) return;
     this.#records.push(record);
     this.#bytes += length;
   }
 
   clear(): void {
+    this.budget.give(this.#bytes);
     this.#records = [];
     this.#bytes = 0;
   }
@@ -41,12 +48,15 @@ export class Unpublished {
   /** What follows `mark` without a gap, as far as one message takes it, and forgets what is not behind it; empty when the next one is not here. */
   next(mark: Position, time: Time): OutboxRow[] {
     let published = 0;
+    let bytes = 0;
     for (const record of this.#records) {
       if (record.position > mark) break;
-      this.#bytes -= record.record.length;
+      bytes += record.record.length;
       published++;
     }
     if (published > 0) this.#records.splice(0, published);
+    this.#bytes -= bytes;
+    this.budget.give(bytes);
     const wall = time.wall();
     const now = time.monotonic();
     return fitting(
