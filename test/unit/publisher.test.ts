@@ -4,11 +4,14 @@ import { systemTime } from "../../infra/clock.js";
 import { silentLogger } from "../../infra/logger.js";
 import { seededRandom } from "../../infra/random.js";
 import { LogOwnership } from "../../replication/ownership.js";
+import type { OutboxRow } from "../../replication/outbox.js";
+import { Pace } from "../../replication/pace.js";
 import { Publisher } from "../../replication/publisher.js";
 import { decodeHeader, encodeBatch, type BatchHeader } from "../../replication/record.js";
 import { ShardLog, type LogTransport, type StoredMessage, type TransportAnswer } from "../../replication/shard-log.js";
 import { epoch, partition, position, shardId } from "../../shards/ids.js";
 import { ShardMap, type Head } from "../../shards/map.js";
+import { ManualTime } from "../harness/manual-time.js";
 
 const shard = shardId(0);
 const head: Head = {
@@ -102,4 +105,93 @@ test("a shard that always has more to publish lets its statement through", async
   await publisher.published(shard, epoch(1), position(most), systemTime.monotonic() + 10_000);
   assert.equal(kinds.filter((kind) => kind === "statement").length, 1);
   await publisher.stop();
+});
+
+/** A publisher of two shards before a log that takes what `takes` says, in partitions of their own. */
+function publishing(outbox: readonly OutboxRow[], takes: (of: number) => boolean, waitMs: (bytes: number) => number) {
+  const map = new ShardMap(2);
+  const stored: number[] = [];
+  const tails = new Map(
+    [0, 1].map((at) => [at, encodeBatch({ header: { ...opened, shard: shardId(at) }, records: [], open: null })]),
+  );
+  const sequences = new Map([0, 1].map((at) => [at, 1]));
+  const tailOf = async (of: number): Promise<StoredMessage> => ({
+    sequence: sequences.get(of) ?? 0,
+    shard: shardId(of),
+    data: tails.get(of) ?? Buffer.alloc(0),
+  });
+  const transport: LogTransport = {
+    routes: 1,
+    append: async (_p, of, data) => {
+      if (!takes(Number(of))) return time.sleep(250).then(() => ({ kind: "silent" as const }));
+      const sequence = (sequences.get(of) ?? 0) + 1;
+      sequences.set(of, sequence);
+      tails.set(of, Buffer.from(data));
+      stored.push(of);
+      return { kind: "stored", sequence };
+    },
+    readOne: (p) => tailOf(p),
+    readLast: (p) => tailOf(p),
+    readFrom: async () => [],
+  };
+  const time = new ManualTime();
+  for (const at of [0, 1]) map.adopt({ ...head, shard: shardId(at), partition: partition(at) });
+  const publisher = new Publisher({
+    ...{ generation: 1, time, random: seededRandom(1), logger: silentLogger, map, site: "east" },
+    log: new ShardLog({ transport, partitions: 2, time, log: silentLogger }),
+    outbox: { read: async (_of, _epoch, from) => outbox.filter((row) => row.position > from) },
+    events: { stored: () => undefined },
+    limits: { mayAppend: () => true, backlogWaitMs: waitMs },
+  });
+  const commit = (of: number): void =>
+    publisher.committed([
+      { shard: shardId(of), epoch: epoch(1), position: position(1), record: Buffer.from("x"), at: time.monotonic() },
+    ]);
+  const stop = async (): Promise<void> => {
+    const stopped = publisher.stop();
+    await time.advance(10_000);
+    await stopped;
+  };
+  return { publisher, time, stored, commit, stop };
+}
+
+test("a shard whose append gets no answer holds up no other", async () => {
+  const { publisher, time, stored, commit, stop } = publishing(
+    [],
+    (of) => of !== 0,
+    () => 0,
+  );
+  publisher.setActive(true);
+  for (const of of [0, 1]) commit(of);
+  await time.advance(100);
+  assert.deepEqual(stored, [1]);
+  assert.equal(publisher.unpublishedMs(shardId(1)), 0);
+  assert.equal(publisher.unpublishedMs(shardId(0)), 100);
+  await stop();
+});
+
+test("what has waited for long goes at the backlog's pace, what has just been committed at once", async () => {
+  const time = new ManualTime();
+  const pace = new Pace(time, 1_000);
+  assert.deepEqual([pace.reserve(600), pace.reserve(1_000), pace.reserve(1)], [0, 500, 1_500]);
+  await time.advance(60_000);
+  // Time that was not used is not saved up, but for a tenth of a second.
+  assert.deepEqual([pace.reserve(100), pace.reserve(100), pace.reserve(1)], [0, 0, 100]);
+
+  const old: OutboxRow = { position: position(1), record: Buffer.alloc(500), committedAt: 0 };
+  const asked: number[] = [];
+  const wait = (bytes: number): number => (asked.push(bytes), 700);
+  const backlog = publishing([old], () => true, wait);
+  backlog.publisher.setActive(true);
+  await backlog.time.advance(650);
+  assert.deepEqual([asked, backlog.stored], [[500, 500], []], "each of two shards has one");
+  await backlog.time.advance(100);
+  assert.deepEqual(backlog.stored, [0, 1]);
+  await backlog.stop();
+  const fresh = publishing([], () => true, wait);
+  fresh.publisher.setActive(true);
+  fresh.commit(0);
+  await fresh.time.advance(20);
+  assert.deepEqual([asked.length, fresh.stored], [2, [0]]);
+  await fresh.stop();
 });
