@@ -8,6 +8,7 @@ import type { PostgresBinaries } from "./postgres-binaries.js";
 import { commandAs, giveTo, postgresUser } from "./postgres-user.js";
 import { endProcess, isAlive, launch, running, startTimeOf, type ProcessId } from "./processes.js";
 import { lastLines } from "./logs.js";
+import { freeSharedMemory, lockFileName } from "./shared-memory.js";
 import { until } from "./wait.js";
 
 export interface PostgresOptions {
@@ -31,6 +32,8 @@ const settings: Readonly<Record<string, string>> = {
   wal_level: "replica",
   fsync: "on",
   synchronous_commit: "on",
+  // In the data folder: a server that is killed leaves nothing elsewhere.
+  dynamic_shared_memory_type: "mmap",
   max_wal_size: "512MB",
   logging_collector: "off",
   log_line_prefix: "%m [%p] ",
@@ -158,6 +161,7 @@ export class PostgresServer {
   async stop(): Promise<void> {
     const process_ = this.process();
     if (process_ !== undefined) await endProcess(process_, "SIGINT", 30_000);
+    else await freeSharedMemory(this.#data);
   }
 
   #launch(): Promise<ProcessId> {
@@ -181,7 +185,7 @@ export class PostgresServer {
 
   #lockLines(): string[] {
     try {
-      return readFileSync(path.join(this.#data, "postmaster.pid"), "utf8").split("\n");
+      return readFileSync(path.join(this.#data, lockFileName), "utf8").split("\n");
     } catch {
       return [];
     }
@@ -201,7 +205,7 @@ export class PostgresServer {
     const [pid, ...rest] = this.#lockLines();
     if (pid === undefined || Number(pid) <= 1) return;
     const isOurs = startTimeOf(Number(pid)) !== undefined && commandLineOf(Number(pid)).includes(this.#data);
-    if (!isOurs) writeFileSync(path.join(this.#data, "postmaster.pid"), [process.pid, ...rest].join("\n"));
+    if (!isOurs) writeFileSync(path.join(this.#data, lockFileName), [process.pid, ...rest].join("\n"));
   }
 }
 

@@ -2,7 +2,8 @@
 // `npm test`: types, lint and format, then every test in one run of node's test runner, whose summary is the last of the output.
 // `npm test -- TEXT` runs only the test files whose path contains TEXT, without the other checks.
 import { spawn } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { accessSync, constants, readdirSync, statfsSync } from "node:fs";
+import os from "node:os";
 import path from "node:path";
 import process from "node:process";
 
@@ -46,9 +47,25 @@ if (files.length === 0) {
   const args = ["--enable-source-maps", path.join(import.meta.dirname, "run-tests.mjs"), ...files];
   const code = await run(process.execPath, args, {
     stdio: ["ignore", "inherit", "inherit"],
-    env: { ...process.env, TEST_FEW_STACKS: "1" },
+    env: { ...process.env, TEST_FEW_STACKS: "1", TMPDIR: process.env.TMPDIR ?? inMemory() ?? os.tmpdir() },
   });
   process.exitCode = failed ? 1 : code;
+}
+
+/**
+ * Where the servers' files cost no disk, if there is room enough: what the tests kill are processes, whose files stay either way.
+ * Undefined where there is no such place.
+ */
+function inMemory() {
+  const enough = 8_000_000_000;
+  try {
+    const place = "/dev/shm";
+    accessSync(place, constants.W_OK);
+    const { bavail, bsize } = statfsSync(place);
+    return bavail * bsize > enough && os.freemem() > enough ? place : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 async function check(name, args) {

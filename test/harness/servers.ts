@@ -24,6 +24,7 @@ export interface TestServer {
 export interface TestPostgres extends TestServer {
   /** Of the database `hothot`. */
   readonly url: string;
+  readonly data: string;
   stop(): Promise<void>;
 }
 
@@ -45,6 +46,7 @@ export async function startPostgres(settings: Readonly<Record<string, string>> =
   await server.start();
   return {
     url: server.url(),
+    data: path.join(dir, "data"),
     ...actions(
       () => server.process(),
       () => server.start(),

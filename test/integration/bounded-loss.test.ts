@@ -71,6 +71,30 @@ describe("a log that a majority of its sites has left", { concurrency: false }, 
     assert.ok((await metric("east", "hothot_unpublished_records")) >= acknowledged.size);
   });
 
+  it("lets the process that refused go on by itself when a majority is back", async () => {
+    const before = stack.pids("east").node;
+    await stack.simulate("restart", "central");
+    const ids = idsOf(map, "east", "again", 300);
+    let next = 0;
+    await stack.until(
+      async () => {
+        const id = at(ids, next++ % 300);
+        const { status } = await put("east", id, brief);
+        if (status < 300) acknowledged.add(id);
+        return status < 300;
+      },
+      40_000,
+      "local writes go on",
+    );
+    await stack.until(
+      async () => (await metric("east", "hothot_unpublished_records")) === 0,
+      20_000,
+      "the log has taken what was held back",
+    );
+    assert.deepEqual(stack.pids("east").node, before);
+    await killNats("central");
+  });
+
   it("does not refuse `replicated` writes, which wait for it", async () => {
     const id = at(idsOf(map, "east", "replicated", 1), 0);
     const answer = await put("east", id, { "hothot-durability": "replicated", "hothot-timeout-ms": "1500" });

@@ -1,11 +1,14 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
+import { LogStreams } from "../../infra/nats/log-streams.js";
 import { startStack, runCli, type TestStack } from "../harness/stack.js";
+import { openLink } from "./log-reader.js";
 import { allEqual, allServe, body, pause, send, shardMap, type Json } from "./support.js";
 
 let stack: TestStack;
 before(async () => {
-  stack = await startStack({ worker: false });
+  // The log soon lacks what was written first: a new datacenter can't get that from it.
+  stack = await startStack({ worker: false, env: { HOTHOT_LOG_RETENTION_MS: "3000", HOTHOT_RESTATE_MS: "500" } });
   await allServe(stack);
 });
 after(() => stack?.stop());
@@ -47,6 +50,23 @@ class Load {
   }
 }
 
+const partitions = 12;
+
+/** For each log partition the sites that hold it, and its first message. */
+async function inLog(dc: string): Promise<{ sites: string[]; first: number }[]> {
+  const link = await openLink(stack, dc);
+  try {
+    const streams = new LogStreams("local", 1, [link]);
+    const states = await Promise.all(Array.from({ length: partitions }, (_, p) => streams.state(p, 5_000)));
+    return states.map((state) => {
+      const servers = [state?.leader ?? "", ...(state?.replicas ?? []).map((replica) => replica.name)];
+      return { sites: servers.map((server) => server.split(".")[0] ?? "").sort(), first: state?.firstSequence ?? 0 };
+    });
+  } finally {
+    await link.close();
+  }
+}
+
 async function holdAll(dcs: readonly string[], ids: Iterable<string>): Promise<void> {
   const group = withDcs(dcs);
   await allEqual(group, dcs[0] ?? "", 60_000);
@@ -64,8 +84,16 @@ async function holdAll(dcs: readonly string[], ids: Iterable<string>): Promise<v
 
 describe("datacenters that come and go under load", { concurrency: false }, () => {
   it("adds one, that loads its copy and takes its share, and no request fails", async () => {
+    const rows = Array.from({ length: 1_000 }, (_, n) => ({ id: `early-${n}`, name: `early-${n}`, spec: { n } }));
+    const text = rows.map((row) => JSON.stringify(row)).join("\n");
+    const type = { "content-type": "application/x-ndjson" };
+    assert.equal((await send(stack, "east", "POST", "/v1/clusters/bulk", text, type)).status, 200);
     const load = new Load("add", ["east", "central", "west"]);
-    await pause(500);
+    await stack.until(
+      async () => (await inLog("east")).every(({ first }) => first > 1),
+      30_000,
+      "the log has lost what came first",
+    );
     const added = await stack.cli("dc", "add", "north");
     urls.set("north", `http://127.0.0.1:${stack.portBase + 4}`);
     await pause(500);
@@ -77,7 +105,11 @@ describe("datacenters that come and go under load", { concurrency: false }, () =
     const map = await shardMap({ url: urlOf }, "north");
     const owned = map.filter((shard) => shard.owner === "north").length;
     assert.ok(owned >= 10, `north owns ${owned} of ${map.length} shards`);
-    await holdAll(all, load.acknowledged);
+    await holdAll(all, [...load.acknowledged, ...rows.map(({ id }) => id)]);
+    const { text: metrics } = await send({ url: urlOf }, "north", "GET", "/metrics");
+    const loaded = Number(/^hothot_snapshot_rows_total (\d+)$/m.exec(metrics)?.[1]);
+    assert.ok(loaded >= rows.length, `${loaded} rows came by snapshots`);
+    for (const { sites } of await inLog("east")) assert.equal(new Set(sites).size, 3, sites.join());
   });
 
   it("removes one of the first, and no request fails", async () => {
@@ -90,6 +122,7 @@ describe("datacenters that come and go under load", { concurrency: false }, () =
     assert.equal(removed.code, 0, removed.stderr);
     assert.deepEqual(load.failed, []);
     assert.deepEqual(west.processes(), []);
+    for (const { sites } of await inLog("east")) assert.deepEqual(sites, ["central", "east", "north"]);
     const { datacenters } = body<{ datacenters: Json[] }>(
       await send({ url: urlOf }, "east", "GET", "/v1/topology"),
       200,

@@ -8,6 +8,7 @@ import { after, before, describe, it } from "node:test";
 import { LinkProxy } from "../../infra/local/link-proxy.js";
 import { isAlive, launch, running, send, signalTree, startTimeOf, waitGone } from "../../infra/local/processes.js";
 import { fits, PortPlan } from "../../infra/local/ports.js";
+import { sharedMemoryOf, usersOf } from "../../infra/local/shared-memory.js";
 import { silentLogger } from "../../infra/logger.js";
 import { NoResponders, TooLarge } from "../../infra/nats/messaging.js";
 import { NatsLink } from "../../infra/nats/nats-link.js";
@@ -166,8 +167,9 @@ describe("processes", () => {
 });
 
 describe("throw-away servers", () => {
-  it("PostgreSQL comes back with what was committed after a kill", async () => {
+  it("PostgreSQL comes back with what was committed after a kill, and leaves no shared memory when it does not", async () => {
     const postgres = await startPostgres();
+    let memory: ReturnType<typeof sharedMemoryOf>;
     try {
       const first = await freshDatabase(postgres);
       for (let i = 0; i < 3; i++) {
@@ -176,9 +178,16 @@ describe("throw-away servers", () => {
       }
       const second = await freshDatabase(postgres);
       assert.notEqual(first, second);
+      memory = sharedMemoryOf(postgres.data);
+      assert.ok(memory !== undefined);
+      // Undefined where there is no such list.
+      const used = usersOf(memory);
+      await postgres.kill();
+      if (used !== undefined) assert.notEqual(usersOf(memory), undefined, "it stays when its server is killed");
     } finally {
       await postgres.stop();
     }
+    assert.equal(usersOf(memory), undefined, "the system has some thousand pieces in all");
   });
 
   it("NATS servers form one cluster with a leader, also when one is killed and comes back", async () => {

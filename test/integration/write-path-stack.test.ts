@@ -419,6 +419,72 @@ describe("the write path", { timeout: 240_000 }, () => {
     }
   });
 
+  it("a peer that applies nothing slows no owner, knows how far it is behind, and catches up", async () => {
+    const ids = idsOf(map, "east", "slow-peer", 200);
+    const [first = ""] = ids;
+    body(await put("east", first, { "hothot-durability": "replicated" }), 201);
+    const readAt = (dc: string): Promise<Answered> => on(dc, "GET", `/v1/clusters/${first}`);
+    await stack.until(async () => (await readAt("west")).status === 200, 10_000, "west has the first");
+    const lagAt = async (dc: string): Promise<{ positions: number; ms: number }> => {
+      const { items } = body<{ items: { owner: string; positions: number; ms: number }[] }>(
+        await on(dc, "GET", "/v1/lag?limit=1000"),
+        200,
+      );
+      const mine = items.filter((item) => item.owner === "east");
+      return {
+        positions: Math.max(...mine.map((item) => item.positions)),
+        ms: Math.max(...mine.map((item) => item.ms)),
+      };
+    };
+    const database = databaseOf(stack, "west");
+    const client = await database.connect();
+    try {
+      await client.query("BEGIN");
+      await client.query("LOCK TABLE clusters IN EXCLUSIVE MODE");
+      const written = await Promise.all(
+        ids.map((id, number) => put(number % 2 === 0 ? "east" : "central", id, undefined, "second")),
+      );
+      for (const answer of written) assert.ok(answer.status < 300, answer.text);
+      const held = await put("east", first, { "hothot-durability": "replicated" }, "third");
+      body(held, 200);
+      // The other peer goes on; this one shows what it had, and says so everywhere.
+      assert.equal(
+        body(await on("central", "GET", `/v1/clusters/${first}`, undefined, after(held)), 200)["name"],
+        "third",
+      );
+      const behind = await stack.until(
+        async () => {
+          const answer = await readAt("west");
+          return Number(answer.headers.get("hothot-lag-ms")) > 600 && answer;
+        },
+        10_000,
+        "west knows that it lags",
+      );
+      assert.equal(body(behind, 200)["name"], "n");
+      const lag = await lagAt("west");
+      assert.ok(lag.positions > 0 && lag.ms > 600, JSON.stringify(lag));
+      assert.equal((await on("west", "GET", "/readyz?lagMs=500")).status, 503);
+      const { text } = await on("west", "GET", "/metrics");
+      assert.ok(Number(/^hothot_replication_lag_seconds\{shard_owner="east"\} (\S+)$/m.exec(text)?.[1]) > 0.6);
+      await stack.until(
+        async () => (await on("central", "GET", "/readyz?lagMs=500")).status === 200,
+        10_000,
+        "central does not lag",
+      );
+    } finally {
+      await client.query("ROLLBACK");
+      client.release();
+      await database.close();
+    }
+    await stack.until(
+      async () => (await on("west", "GET", "/readyz?lagMs=500")).status === 200 && (await lagAt("west")).ms === 0,
+      10_000,
+      "west has caught up",
+    );
+    assert.equal(body(await readAt("west"), 200)["name"], "third");
+    assert.equal((await readAt("west")).headers.get("hothot-lag-ms"), "0");
+  });
+
   it("counts its writes where they came in", async () => {
     const text = (await on("east", "GET", "/metrics")).text;
     assert.match(text, /hothot_writes_total\{[^}]*outcome="ok"[^}]*\} [1-9]/);
