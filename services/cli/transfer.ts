@@ -216,7 +216,11 @@ async function sendSlice(session: Session, slice: Slice, key: string): Promise<R
   }
 }
 
-function progressText(done: number, ms: number, bytes: number, total: number | undefined, from: number): string {
+/**
+ * How far an import is: lines done and their rate; of a file also its share and the time left.
+ * @param bytes read since it began or went on. @param total of the file. @param from where it went on
+ */
+export function progressText(done: number, ms: number, bytes: number, total: number | undefined, from: number): string {
   const rate = `${done} done, ${Math.round((done * 1000) / Math.max(1, ms))}/s`;
   if (total === undefined || bytes <= 0) return rate;
   const share = Math.min(1, (from + bytes) / total);

@@ -483,6 +483,17 @@ describe("the write path", { timeout: 240_000 }, () => {
     );
     assert.equal(body(await readAt("west"), 200)["name"], "third");
     assert.equal((await readAt("west")).headers.get("hothot-lag-ms"), "0");
+    // What had come meanwhile, messages of many shards, shared few transactions.
+    const west = databaseOf(stack, "west");
+    try {
+      const { rows } = await west.pool.query<{ transactions: number; shards: number }>(
+        "SELECT count(DISTINCT xmin::text)::int AS transactions, count(DISTINCT shard)::int AS shards FROM clusters WHERE id LIKE 'slow-peer-%'",
+      );
+      const { transactions = 0, shards: touched = 0 } = rows[0] ?? {};
+      assert.ok(touched > 15 && transactions <= touched / 2, `${transactions} transactions for ${touched} shards`);
+    } finally {
+      await west.close();
+    }
   });
 
   it("counts its writes where they came in", async () => {
