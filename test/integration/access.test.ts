@@ -289,6 +289,7 @@ describe("access", () => {
       (await make({ scopes: ["read", "write"], tenant: "e2" })).token,
     ];
     const [one, two] = [at(tokens, 0), at(tokens, 1)];
+    for (const token of tokens) await everywhere(token);
     const abort = new AbortController();
     let heard = "";
     const listening = fetch(`${stack.url("east")}/v1/events`, {
