@@ -11,6 +11,7 @@ import {
 import path from "node:path";
 import pg from "pg";
 import { giveTo, postgresUser } from "./postgres-user.js";
+import { freeSharedMemory } from "./shared-memory.js";
 
 /** The standby's place in the primary's log: what it lacks is kept. */
 export const slotName = "standby";
@@ -43,6 +44,7 @@ export async function copyData(url: string, from: string, to: string): Promise<v
     copyFolder(from, fresh, true);
     const { rows } = await client.query<{ label: string }>("SELECT labelfile AS label FROM pg_backup_stop(false)");
     writeOwned(path.join(fresh, "backup_label"), rows[0]?.label ?? "");
+    await freeSharedMemory(to);
     rmSync(to, { recursive: true, force: true });
     renameSync(fresh, to);
   } finally {
