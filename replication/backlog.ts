@@ -186,8 +186,8 @@ export class Backlog implements Service {
   }
 
   #tell(): void {
-    const { maxBytes, maxMs } = this.#o;
-    const shards = [...this.#behind.keys()].filter((shard) => this.#ageMs(shard) > maxMs).length;
+    const { maxBytes, maxMs, map, site } = this.#o;
+    const shards = map.ownedBy(site).filter(({ shard }) => this.#ageMs(shard) > maxMs).length;
     const over = this.#bytes > maxBytes || shards > 0;
     if (over === this.#over) return;
     this.#over = over;

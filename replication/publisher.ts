@@ -141,6 +141,8 @@ export class Publisher {
       // A late word of an epoch that has ended: the outbox has the record, if it is anybody's.
       if (record.epoch < state.epoch) continue;
       if (record.epoch > state.epoch) this.#enter(state, record.epoch);
+      // The outbox may have given it, and the log have it, before the transaction's answer was here: it waits for nothing.
+      if (state.mark !== null && record.position <= state.mark) continue;
       state.newest = { position: record.position, at: record.at };
       state.oldest ??= state.newest;
       if (this.#active) state.unpublished.add(record);

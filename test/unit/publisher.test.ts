@@ -195,3 +195,21 @@ test("what has waited for long goes at the backlog's pace, what has just been co
   assert.deepEqual([asked.length, fresh.stored], [2, [0]]);
   await fresh.stop();
 });
+
+test("what the outbox gave and the log has before its writer says that it is committed waits for nothing", async () => {
+  const first: OutboxRow = { position: position(1), record: Buffer.from("x"), committedAt: Date.parse("2026-01-01") };
+  const { publisher, time, stored, commit, stop } = publishing(
+    [first],
+    (of) => of === 0,
+    () => 0,
+  );
+  publisher.setActive(true);
+  await time.advance(1_000);
+  assert.deepEqual(stored, [0]);
+  // The transaction's answer was on its way meanwhile.
+  commit(0);
+  await time.advance(30_000);
+  assert.equal(publisher.unpublishedMs(shardId(0)), 0);
+  assert.equal(stored.length, 1);
+  await stop();
+});
